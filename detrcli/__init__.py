@@ -1,0 +1,1 @@
+"""detrcli: detection transformers from the command line and from Python."""
