@@ -51,7 +51,9 @@ class Target:
 
     labels: Tensor  # (T,) int64
     boxes: Tensor  # (T, 4)
-    extras: dict[str, Tensor] = field(default_factory=dict)  # what a paper asks for through `needs`, e.g. masks
+    extras: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # what a paper asks for through `needs`, e.g. masks
 
     def to(self, device: torch.device | str) -> Target:
         return Target(
@@ -138,4 +140,6 @@ class Detector(Protocol):
 class Criterion(Protocol):
     """The training loss of a paper. `num_boxes` normalises; by default the mean over ranks of this batch's objects."""
 
-    def __call__(self, output: Output, targets: Sequence[Target], num_boxes: float | None = None) -> Losses: ...
+    def __call__(
+        self, output: Output, targets: Sequence[Target], num_boxes: float | None = None
+    ) -> Losses: ...
