@@ -28,7 +28,7 @@ from detrcli.train.optim import build_optimizer, rate_at
 from detrcli.train.plan import Plan, Request, make_plan
 from detrcli.train.record import Record, read_plan, read_state
 from detrcli.types import Batch
-from detrcli.weights.resolve import load_into
+from detrcli.weights.load import load_weights
 
 
 class Watcher(Protocol):
@@ -37,6 +37,7 @@ class Watcher(Protocol):
     def begins(self, job: Job) -> None: ...
     def step(self, step: Step) -> None: ...
     def evaluated(self, step: int, result: EvalResult, best: bool) -> None: ...
+    def ended(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -96,12 +97,16 @@ def resume(folder: Path, *, watch: Watcher | None = None) -> RunResult:
 
 
 def _prepare(plan: Plan, folder: Path) -> Job:
-    model = resolve(plan.model)
+    model = resolve(plan.model).configured(plan.config)
     root = Path(plan.data_root) if plan.data_root else None
     masks = "masks" in model.family.needs
     source = catalog.find(plan.data, root)
     dataset = catalog.resolve(plan.data, "train", root, masks=masks)
     val = catalog.resolve(plan.data, "val", root) if "val" in source.splits else None
+    if len(dataset) == 0:
+        raise DataError(
+            f"{plan.data} has no training pictures", hint=f"look at it: detr data info {plan.data}"
+        )
     loader = train_loader(
         dataset,
         training(plan.recipe.augment, model.variant.preprocess),
@@ -116,7 +121,7 @@ def _prepare(plan: Plan, folder: Path) -> Job:
         raise DataError(
             f"{plan.data} has no training pictures", hint=f"look at it: detr data info {plan.data}"
         )
-    net = model.family.build_model(plan.config, len(dataset.categories)).to(plan.device)
+    net = model.build(len(dataset.categories)).to(plan.device)
     record = Record(folder, plan, dataset.categories)
     job = Job(plan, model, net, build_optimizer(net, plan.recipe), loader, val, record)
     if val is None:
@@ -127,7 +132,9 @@ def _prepare(plan: Plan, folder: Path) -> Job:
 def _initialise(job: Job) -> list[str]:
     """Starting weights: a checkpoint if named, else ImageNet's for the backbone if the variant has some."""
     if job.plan.weights:
-        return [load_into(job.net, job.model, job.plan.config, job.plan.weights, job.record.categories)]
+        report = load_weights(job.net, job.plan.weights, job.model, classes=job.record.categories)
+        remade = f", {len(report.remade)} class rows made anew" if report.remade else ""
+        return [f"weights from {job.plan.weights}: {len(report.kept)} tensors kept{remade}"]
     for module in job.net.modules():
         if isinstance(module, Backbone) and module.config.pretrained:
             module.load_pretrained()
@@ -165,6 +172,9 @@ def _run(job: Job, watch: Watcher | None) -> RunResult:
         except DetrError as error:
             job.record.status("failed", error=error.message)
             raise
+        finally:
+            if watch:
+                watch.ended()
     return _finish(job, metrics, stopped())
 
 
@@ -193,7 +203,7 @@ def _end_of_epoch(job: Job, watch: Watcher | None) -> dict[str, float]:
             job.net,
             job.val,
             preprocess=job.model.variant.preprocess,
-            postprocess=lambda output, sizes: job.model.family.postprocess(job.plan.config, output, sizes),
+            postprocess=job.model.postprocess,
             device=job.plan.device,
             batch_size=job.model.family.eval_batch_size(job.plan.config) or job.plan.device_batch,
             amp=job.plan.amp == "bf16",
@@ -237,12 +247,12 @@ def _signals() -> Iterator[Callable[[], int | None]]:
 
     before: dict[int, Any] = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, note)
+        for one in (signal.SIGINT, signal.SIGTERM):
+            before[one] = signal.signal(one, note)
     except ValueError:  # not the main thread: signals are somebody else's
         before.clear()
     try:
         yield lambda: seen[0] if seen else None
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for one, handler in before.items():
+            signal.signal(one, handler)
