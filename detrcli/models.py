@@ -7,15 +7,20 @@ True
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detrcli.config import assign
+from detrcli.errors import UsageError
 from detrcli.plugins import models, resolve
-from detrcli.plugins.registry import fold
+from detrcli.plugins.registry import Model, fold
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from detrcli.weights.load import LoadReport
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -34,4 +39,24 @@ def create_model(name: str, *, num_classes: int | None = None, **overrides: Any)
     """
     model = resolve(name)
     config = assign(model.variant.config, overrides)
-    return model.family.build_model(config, num_classes or model.variant.num_classes)
+    classes = num_classes or model.variant.num_classes
+    module = model.family.build_model(config, classes)
+    variant = replace(model.variant, config=config, num_classes=classes)
+    module._built_as = replace(model, variant=variant)  # type: ignore[assignment]  # nn.Module types attributes as tensors
+    return module
+
+
+def load_weights(model: nn.Module, source: str | Path) -> LoadReport:
+    """Fill a model of `create_model` with a file, a run or a Hub reference (`owner/repo[@revision][:file]`).
+
+    Our own files, the papers' and the Hub's layouts are recognised. What does not fit whole is an error that lists the names.
+    """
+    from detrcli.weights.load import load_weights as load
+
+    built_as = getattr(model, "_built_as", None)
+    if not isinstance(built_as, Model):
+        raise UsageError(
+            "load_weights needs a model of create_model",
+            hint="detrcli.load_weights(detrcli.create_model(…), …)",
+        )
+    return load(model, source, built_as)
