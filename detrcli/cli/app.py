@@ -46,9 +46,10 @@ def options(
 
 
 def _register() -> None:
-    from detrcli.cli import env
+    from detrcli.cli import env, zoo
 
     app.command("env")(env.env)
+    app.add_typer(zoo.app)
 
 
 _register()
