@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def new_run(verb: str, label: str, out: Path | None = None) -> Path:
     if out is not None:
         return _fresh(out)
     base = root(verb)
-    label = label.replace("/", "-").replace(":", "-")
+    label = re.sub(r"[^\w.-]+", "-", label).strip("-.") or verb
     taken = [number for path in base.glob(f"{label}-*") if (number := _number(path, label))]
     for number in range(max(taken, default=0) + 1, 1_000_000):
         try:

@@ -105,6 +105,16 @@ def table(
     stdout().print(drawn)
 
 
+def markdown(text: str) -> None:
+    """A page on stdout: drawn on a terminal, as it is in a pipe."""
+    if not sys.stdout.isatty():
+        say(text)
+        return
+    from rich.markdown import Markdown
+
+    stdout().print(Markdown(text))
+
+
 class Ticker:
     """Counts work done; `tell` replaces the words beside the count."""
 

@@ -157,7 +157,7 @@ class _Screen:
 
     def evaluated(self, step: int, result: EvalResult, best: bool) -> None:
         m = result.metrics
-        console.note(f"step {step}: AP {m['AP']:.3f}  AP50 {m['AP50']:.3f}{'  (best)' if best else ''}")
+        console.note(f"step {step}: AP {m['ap']:.3f}  AP50 {m['ap50']:.3f}{'  (best)' if best else ''}")
 
     def ended(self) -> None:
         if self.bar is not None:

@@ -209,10 +209,10 @@ def _end_of_epoch(job: Job, watch: Watcher | None) -> dict[str, float]:
             amp=job.plan.amp == "bf16",
         )
         metrics = result.metrics
-        better = job.best is None or metrics["AP"] > job.best
+        better = job.best is None or metrics["ap"] > job.best
         job.record.log({"step": job.step, "epoch": epoch, **metrics})
         if better:
-            job.best = metrics["AP"]
+            job.best = metrics["ap"]
             job.record.weights("best.safetensors", job.net.state_dict(), step=job.step, metrics=metrics)
         if watch:
             watch.evaluated(job.step, result, better)

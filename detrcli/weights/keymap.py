@@ -9,7 +9,7 @@
 
 In a pattern `*` stands for anything without a dot and `**` for anything at all; the n-th one on the left is the n-th one on
 the right, which is why every map runs in both directions. Rules apply in order, each to what the rules before it left, so a
-map for one layout continues a map for another: `hub_new | hub_classic`.
+map for one layout may continue another: `spellings | hub`.
 
 No torch is imported until tensors are joined or split.
 """
@@ -59,8 +59,11 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Rename:
+    """Another name. With `back=False` it is a mere spelling that we read and never write."""
+
     foreign: str
     ours: str
+    back: bool = True
 
     def __post_init__(self) -> None:
         _same_wildcards(self.foreign, self.ours)
@@ -69,7 +72,8 @@ class Rename:
         _rename(table, self.foreign, self.ours)
 
     def backward(self, table: Table) -> None:
-        _rename(table, self.ours, self.foreign)
+        if self.back:
+            _rename(table, self.ours, self.foreign)
 
 
 @dataclass(frozen=True, slots=True)

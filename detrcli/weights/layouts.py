@@ -1,11 +1,13 @@
-"""The layouts that files on the Hub have, as far as they do not depend on the paper: how transformers names things.
+"""What files have in common that does not depend on the paper: leftovers, and the spellings that transformers has used.
 
-Three generations name the same tensors differently. Each has a map to the oldest, `classic`, so that a paper declares one map:
+A paper declares one map for the Hub, from the names that repositories hold today:
 
-    key_maps = {"official": …, "hub": hub, "hub-new": lambda c: HUB_NEW | hub(c), "hub-resnet": lambda c: HUB_RESNET | hub(c)}
+    HUB = HUB_SPELLINGS | KeyMap((Rename("model.encoder.**", "encoder.**"), …))
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from detrcli.weights.keymap import Drop, KeyMap, Rename, Rule
 
@@ -15,41 +17,31 @@ COUNTERS = (
     Drop("**.total_params"),
 )
 
-# transformers >= 5 in memory, on disk with save_original_format=False
-HUB_NEW = KeyMap(
-    (
-        Rename("model.backbone.model.**", "model.backbone.conv_encoder.model.**"),
-        Rename("**.mlp.fc1.*", "**.fc1.*"),
-        Rename("**.mlp.fc2.*", "**.fc2.*"),
-        Rename("**.o_proj.*", "**.out_proj.*"),
-    )
-)
-
 # segmentation models hold the detector under a prefix, and a mask head that is not ours
-HUB_SEGMENTATION = KeyMap(
-    (Drop("bbox_attention.**"), Drop("mask_head.**"), Rename("detr.**", "**")),
+_SEGMENTATION = (Drop("bbox_attention.**"), Drop("mask_head.**"), Rename("detr.**", "**", back=False))
+
+# transformers >= 5 in memory; on disk only with save_original_format=False
+_NEW = (
+    Rename("model.backbone.model.**", "model.backbone.conv_encoder.model.**", back=False),
+    Rename("**.mlp.fc1.*", "**.fc1.*", back=False),
+    Rename("**.mlp.fc2.*", "**.fc2.*", back=False),
+    Rename("**.o_proj.*", "**.out_proj.*", back=False),
 )
 
+_BODY = "model.backbone.conv_encoder.model"
 
-def _resnet(blocks: int = 3) -> tuple[Rule, ...]:
-    """transformers' own ResNet to torchvision's names: stage s is layer s + 1, layer k is conv k + 1 and bn k + 1."""
-    body, stage = "model.backbone.conv_encoder.model", "model.backbone.conv_encoder.model.encoder.stages"
-    rules = [
-        Rename(f"{body}.embedder.embedder.convolution.*", f"{body}.conv1.*"),
-        Rename(f"{body}.embedder.embedder.normalization.*", f"{body}.bn1.*"),
-    ]
+
+def _resnet() -> Iterator[Rule]:
+    """transformers' own ResNet (bottleneck blocks) in torchvision's names: stage s is layer s + 1, layer k is conv k + 1."""
+    yield Rename(f"{_BODY}.embedder.embedder.convolution.*", f"{_BODY}.conv1.*", back=False)
+    yield Rename(f"{_BODY}.embedder.embedder.normalization.*", f"{_BODY}.bn1.*", back=False)
     for s in range(4):
-        ours, theirs = f"{body}.layer{s + 1}.*", f"{stage}.{s}.layers.*"
-        rules += [
-            Rename(f"{theirs}.shortcut.convolution.*", f"{ours}.downsample.0.*"),
-            Rename(f"{theirs}.shortcut.normalization.*", f"{ours}.downsample.1.*"),
-        ]
-        for k in range(blocks):
-            rules += [
-                Rename(f"{theirs}.layer.{k}.convolution.*", f"{ours}.conv{k + 1}.*"),
-                Rename(f"{theirs}.layer.{k}.normalization.*", f"{ours}.bn{k + 1}.*"),
-            ]
-    return tuple(rules)
+        ours, theirs = f"{_BODY}.layer{s + 1}.*", f"{_BODY}.encoder.stages.{s}.layers.*"
+        yield Rename(f"{theirs}.shortcut.convolution.*", f"{ours}.downsample.0.*", back=False)
+        yield Rename(f"{theirs}.shortcut.normalization.*", f"{ours}.downsample.1.*", back=False)
+        for k in range(3):
+            yield Rename(f"{theirs}.layer.{k}.convolution.*", f"{ours}.conv{k + 1}.*", back=False)
+            yield Rename(f"{theirs}.layer.{k}.normalization.*", f"{ours}.bn{k + 1}.*", back=False)
 
 
-HUB_RESNET = KeyMap(_resnet())
+HUB_SPELLINGS = KeyMap((*COUNTERS, *_SEGMENTATION, *_NEW, *_resnet()))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from detrcli.errors import CheckpointError
 from detrcli.weights.keymap import Alias, Drop, Fill, Fuse, KeyMap, Rename, apply, revert
-from detrcli.weights.layouts import COUNTERS, HUB_NEW, HUB_RESNET
+from detrcli.weights.layouts import COUNTERS, HUB_SPELLINGS
 
 MAP = KeyMap(
     (
@@ -114,24 +114,28 @@ def test_a_map_runs_back_to_the_same_names_and_values(present: list[str]):
     assert all(torch.equal(back[name], file[name]) for name in file)
 
 
-def test_the_hub_layouts_reach_the_classic_one_and_return():
-    new = [
-        "model.backbone.model.conv1.weight",
-        "model.encoder.layers.0.mlp.fc1.weight",
-        "model.encoder.layers.0.self_attn.o_proj.bias",
-    ]
-    classic = [
-        "model.backbone.conv_encoder.model.conv1.weight",
-        "model.encoder.layers.0.fc1.weight",
-        "model.encoder.layers.0.self_attn.out_proj.bias",
-    ]
-    assert list(apply(HUB_NEW, numbered(new)).tensors) == classic
-    assert set(revert(HUB_NEW, numbered(classic))) == set(new)
-    body = "model.backbone.conv_encoder.model"
-    resnet = {
-        f"{body}.embedder.embedder.convolution.weight": f"{body}.conv1.weight",
-        f"{body}.encoder.stages.2.layers.5.layer.1.normalization.running_var": f"{body}.layer3.5.bn2.running_var",
-        f"{body}.encoder.stages.0.layers.0.shortcut.convolution.weight": f"{body}.layer1.0.downsample.0.weight",
-    }
-    assert set(apply(HUB_RESNET, numbered(list(resnet))).tensors) == set(resnet.values())
-    assert set(revert(HUB_RESNET, numbered(list(resnet.values())))) == set(resnet)
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("model.backbone.model.conv1.weight", "conv1.weight"),
+        ("model.backbone.conv_encoder.model.embedder.embedder.convolution.weight", "conv1.weight"),
+        (
+            "model.backbone.model.encoder.stages.0.layers.0.shortcut.convolution.weight",
+            "layer1.0.downsample.0.weight",
+        ),
+        (
+            "detr.model.backbone.conv_encoder.model.encoder.stages.2.layers.5.layer.1.normalization.running_var",
+            "layer3.5.bn2.running_var",
+        ),
+    ],
+)
+def test_every_spelling_of_a_backbone_on_the_hub_is_read_and_one_is_written(spelling: str, name: str):
+    classic = f"model.backbone.conv_encoder.model.{name}"
+    assert list(apply(HUB_SPELLINGS, numbered([spelling])).tensors) == [classic]
+    assert list(revert(HUB_SPELLINGS, numbered([classic]))) == [classic]
+
+
+def test_new_names_of_layers_on_the_hub_are_read():
+    new = ["model.encoder.layers.0.mlp.fc1.weight", "model.encoder.layers.0.self_attn.o_proj.bias"]
+    classic = ["model.encoder.layers.0.fc1.weight", "model.encoder.layers.0.self_attn.out_proj.bias"]
+    assert list(apply(HUB_SPELLINGS, numbered(new)).tensors) == classic

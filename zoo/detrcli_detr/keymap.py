@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from detrcli.weights.keymap import Fuse, KeyMap, Rename
-from detrcli.weights.layouts import COUNTERS, HUB_NEW, HUB_RESNET, HUB_SEGMENTATION
+from detrcli.weights.layouts import COUNTERS, HUB_SPELLINGS
 
 OFFICIAL = KeyMap(
     (
@@ -22,9 +22,8 @@ OFFICIAL = KeyMap(
 
 _QKV = ("q_proj", "k_proj", "v_proj")
 
-HUB = KeyMap(
+HUB = HUB_SPELLINGS | KeyMap(
     (
-        *COUNTERS,
         Rename("model.backbone.conv_encoder.model.**", "backbone.body.**"),
         Rename("model.query_position_embeddings.weight", "query_embed.weight"),
         Rename("model.input_projection.*", "input_proj.*"),
@@ -44,10 +43,4 @@ HUB = KeyMap(
     )
 )
 
-LAYOUTS = {
-    "official": OFFICIAL,
-    "hub": HUB,
-    "hub-new": HUB_NEW | HUB,
-    "hub-resnet": HUB_RESNET | HUB,
-    "hub-segmentation": HUB_SEGMENTATION | HUB,
-}
+LAYOUTS = {"official": OFFICIAL, "hub": HUB}
