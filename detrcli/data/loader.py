@@ -7,20 +7,22 @@ number of workers, and with N ranks the global batch is cut into N parts. Resumi
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from detrcli.data.annotations import Array, Dataset
 from detrcli.data.masks import masks_of
-from detrcli.data.transforms import Transform, evaluation, view_of
+from detrcli.data.transforms import Size, Transform, View, evaluation, normalise, target_of, view_of
 from detrcli.plugins.contract import Preprocess
-from detrcli.types import Batch, Sample
+from detrcli.types import Batch, Sample, Target
 
 Key = tuple[int, int]  # epoch, index
 
@@ -29,52 +31,76 @@ _ORDER, _AUGMENT = 0, 1  # what a stream of random numbers is for
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Pad the pictures at the bottom and on the right to the largest height and width."""
-    height = max(s.image.shape[1] for s in samples)
-    width = max(s.image.shape[2] for s in samples)
-    images = torch.zeros(len(samples), 3, height, width)
-    mask = torch.ones(len(samples), height, width, dtype=torch.bool)
-    for image, padding, sample in zip(images, mask, samples, strict=True):
-        h, w = sample.image.shape[1:]
-        image[:, :h, :w].copy_(sample.image)
-        padding[:h, :w] = False
+    images, mask = _canvas([(s.image.shape[1], s.image.shape[2]) for s in samples], shared=False)
+    for image, sample in zip(images, samples, strict=True):
+        image[:, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
     return Batch(
         images,
         mask,
-        tuple(_pad_masks(s, height, width) for s in samples),
+        tuple(_pad_masks(s.target, images) for s in samples),
         tuple(s.image_id for s in samples),
         torch.tensor([s.original_size for s in samples]),
     )
 
 
-def _pad_masks(sample: Sample, height: int, width: int) -> Any:
-    if "masks" not in sample.target.extras:
-        return sample.target
-    masks = sample.target.extras["masks"]
-    padded = masks.new_zeros(len(masks), height, width)
+def _canvas(sizes: Sequence[Size], *, shared: bool) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, H, W), zero where padded and unset elsewhere, and the mask of the padding (B, H, W)."""
+    height, width = (max(side) for side in zip(*sizes, strict=True))
+    shape = (len(sizes), 3, height, width)
+    images = _shared(shape) if shared else torch.empty(shape)
+    mask = torch.ones(len(sizes), height, width, dtype=torch.bool)
+    for image, padding, (h, w) in zip(images, mask, sizes, strict=True):
+        image[:, h:] = 0
+        image[:, :h, w:] = 0
+        padding[:h, :w] = False
+    return images, mask
+
+
+def _shared(shape: tuple[int, ...]) -> Tensor:
+    """A float tensor in shared memory from the start, so that a worker hands it over without a copy."""
+    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0).set_(storage).view(shape)
+
+
+def _pad_masks(target: Target, images: Tensor) -> Target:
+    if "masks" not in target.extras:
+        return target
+    masks = target.extras["masks"]
+    padded = masks.new_zeros(len(masks), *images.shape[-2:])
     padded[:, : masks.shape[1], : masks.shape[2]] = masks
-    return dataclasses.replace(sample.target, extras={**sample.target.extras, "masks": padded})
+    return dataclasses.replace(target, extras={**target.extras, "masks": padded})
 
 
 @dataclass(frozen=True, slots=True)
-class Samples(TorchDataset[Sample]):
-    """What a worker process holds: keys (epoch, index) become samples."""
+class Samples(TorchDataset[Batch]):
+    """What a worker process holds: a list of keys becomes a batch. Pictures stay uint8 until they are normalised
+    straight into their place in the batch."""
 
     dataset: Dataset
     transform: Transform
     seed: int
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    def __getitem__(self, keys: list[Key]) -> Batch:
+        annotations, preprocess = self.dataset.annotations, self.transform.preprocess
+        views, originals = zip(*(self.view(*key) for key in keys), strict=True)
+        images, mask = _canvas([v.size for v in views], shared=get_worker_info() is not None)
+        for image, view in zip(images, views, strict=True):
+            normalise(view.pixels, preprocess, image[:, : view.size[0], : view.size[1]])
+        return Batch(
+            images,
+            mask,
+            tuple(_pad_masks(target_of(view), images) for view in views),
+            tuple(int(annotations.image_ids[index]) for _, index in keys),
+            torch.tensor(originals),
+        )
 
-    def __getitem__(self, key: Key) -> Sample:
-        epoch, index = key
-        pixels = self.dataset.picture(index)
-        objects = self.dataset.annotations.objects(index)
+    def view(self, epoch: int, index: int) -> tuple[View, Size]:
+        """The transformed picture, uint8, and its original size."""
+        annotations = self.dataset.annotations
+        pixels, objects = self.dataset.picture(index), annotations.objects(index)
         original = (pixels.shape[1], pixels.shape[2])
-        view = view_of(pixels, objects, masks_of(self.dataset.annotations, objects, original))
-        rng = np.random.default_rng([self.seed, _AUGMENT, epoch, index])
-        image, target = self.transform(view, rng)
-        return Sample(image, target, int(self.dataset.annotations.image_ids[index]), original)
+        view = view_of(pixels, objects, masks_of(annotations, objects, original))
+        return self.transform(view, np.random.default_rng([self.seed, _AUGMENT, epoch, index])), original
 
 
 class EpochSampler(Sampler[list[Key]]):
@@ -131,7 +157,7 @@ def _grouped(order: Array, portrait: Array, whole: int) -> Array:
 class TrainLoader:
     """Batches of any epoch from any step; the workers stay alive between epochs."""
 
-    def __init__(self, loader: DataLoader[Sample], sampler: EpochSampler) -> None:
+    def __init__(self, loader: DataLoader[Batch], sampler: EpochSampler) -> None:
         self._loader, self.sampler = loader, sampler
 
     def __len__(self) -> int:
@@ -179,7 +205,7 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
-) -> DataLoader[Sample]:
+) -> DataLoader[Batch]:
     """Every image once, over all ranks: rank r takes images r, r + world_size, …, and none is repeated to even out."""
     mine = range(rank, len(dataset), world_size)
     batches = [
@@ -189,11 +215,11 @@ def eval_loader(
     return _loader(samples, batches, workers, pin_memory)
 
 
-def _loader(samples: Samples, batches: Any, workers: int, pin_memory: bool) -> DataLoader[Sample]:
+def _loader(samples: Samples, batches: Any, workers: int, pin_memory: bool) -> DataLoader[Batch]:
     return DataLoader(
         samples,
-        batch_sampler=batches,
-        collate_fn=collate,
+        batch_size=None,  # the sampler gives whole batches, and `Samples` makes them
+        sampler=batches,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,

@@ -177,8 +177,7 @@ def _paint(preset: Preset, things: list[Thing], rng: np.random.Generator) -> Arr
         colour = _colour(preset, thing.label, patch.mean(axis=(0, 1)), rng)
         patch += _coverage(thing.label, thing.side)[:, :, None] * (colour - patch)
     picture += 8 * rng.standard_normal(picture.shape, np.float32)
-    np.clip(picture, 0, 255, out=picture)
-    return picture.astype(np.uint8)
+    return np.asarray(picture.clip(0, 255), np.uint8)
 
 
 @functools.cache

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
 from detrcli.data.annotations import Array, Objects
@@ -88,16 +89,22 @@ def resize(view: View, size: Size) -> None:
 
 
 def scale_pixels(pixels: Tensor, size: Size) -> Tensor:
-    """(3, H, W) uint8 at another size."""
-    return torch.nn.functional.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
+    """(3, H, W) uint8 at another size; the interleaved bytes of a decoder are scaled as they lie, which is twice as fast."""
+    _, height, width = pixels.shape
+    interleaved = pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    batch = interleaved.as_strided((1, 3, height, width), (3 * height * width, 1, 3 * width, 3))
+    return interpolate(batch, size, mode="bilinear", antialias=True)[0]
 
 
-def normalise(pixels: Tensor, preprocess: Preprocess) -> Tensor:
-    """(3, H, W) uint8 as float, zero mean and unit deviation of the statistics; one new tensor, the rest in place."""
-    std = torch.tensor(preprocess.std)[:, None, None]
-    mean = torch.tensor(preprocess.mean)[:, None, None]
-    image = torch.empty(pixels.shape, dtype=torch.float32)
-    return torch.mul(pixels, 1 / (255 * std), out=image).sub_(mean / std)
+def normalise(pixels: Tensor, preprocess: Preprocess, out: Tensor | None = None) -> Tensor:
+    """(3, H, W) uint8 as float with the statistics' mean and deviation taken out; written to `out` where given.
+
+    Channel by channel and in place: a channel stays in the cache between the three passes.
+    """
+    image = torch.empty(pixels.shape) if out is None else out
+    for channel, values, mean, std in zip(image, pixels, preprocess.mean, preprocess.std, strict=True):
+        channel.copy_(values).mul_(1 / (255 * std)).sub_(mean / std)
+    return image
 
 
 def prepare(pixels: Tensor, preprocess: Preprocess) -> Tensor:
@@ -110,15 +117,15 @@ def prepare(pixels: Tensor, preprocess: Preprocess) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """Steps, then normalisation. Survives pickling."""
+    """Steps on the uint8 picture, and the statistics to normalise it with afterwards. Survives pickling."""
 
     steps: tuple[Step, ...]
     preprocess: Preprocess
 
-    def __call__(self, view: View, rng: np.random.Generator) -> tuple[Tensor, Target]:
+    def __call__(self, view: View, rng: np.random.Generator) -> View:
         for step in self.steps:
             step(view, rng)
-        return normalise(view.pixels, self.preprocess), _target(view)
+        return view
 
 
 def evaluation(preprocess: Preprocess) -> Transform:
@@ -207,7 +214,8 @@ def _clip(view: View) -> None:
     view.keep((view.boxes[:, 2] > view.boxes[:, 0]) & (view.boxes[:, 3] > view.boxes[:, 1]))
 
 
-def _target(view: View) -> Target:
+def target_of(view: View) -> Target:
+    """The objects as a criterion wants them: cxcywh, normalised to the picture."""
     height, width = view.size
     x1, y1, x2, y2 = view.boxes.T / np.array([[width], [height], [width], [height]])
     boxes: npt.NDArray[np.float32] = np.stack(
