@@ -91,6 +91,7 @@ class Samples(TorchDataset[Made]):
     transform: Transform
     seed: int
     skip_bad: bool = False
+    reading: Tensor | None = None  # (workers,) in shared memory: the image that each worker has in hand
 
     def __getitem__(self, keys: list[Key]) -> Made:
         skipped: dict[str, str] = {}
@@ -129,7 +130,9 @@ class Samples(TorchDataset[Made]):
 
     def view(self, epoch: int, index: int) -> tuple[View, Size]:
         """The transformed picture, uint8, and its original size."""
-        annotations = self.dataset.annotations
+        annotations, worker = self.dataset.annotations, get_worker_info()
+        if worker is not None and self.reading is not None:
+            self.reading[worker.id] = index
         pixels, objects = self.dataset.picture(index), annotations.objects(index)
         original = (pixels.shape[1], pixels.shape[2])
         view = view_of(pixels, objects, masks_of(annotations, objects, original))
@@ -207,7 +210,11 @@ class Batches:
     def __init__(
         self, samples: Samples, sampler: EpochSampler | Shard, *, workers: int, pin_memory: bool
     ) -> None:
-        self.samples, self.sampler = samples, sampler
+        self._reading = torch.zeros(workers, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self.samples = dataclasses.replace(
+            samples, dataset=samples.dataset.shared() if workers else samples.dataset, reading=self._reading
+        )
+        self.sampler = sampler
         self.skipped: dict[str, str] = {}  # bad pictures met so far, with their reasons
         self._workers, self._pin_memory = workers, pin_memory
         self._todo: list[
@@ -236,7 +243,7 @@ class Batches:
                     raise
                 deaths += 1
                 if deaths > 1:
-                    raise self._died(todo[done]) from error
+                    raise self._died() from error
                 self._loader = self._start()
 
     def _start(self) -> DataLoader[Made]:
@@ -266,13 +273,12 @@ class Batches:
             raise made.error
         return made.batch
 
-    def _died(self, keys: list[Key]) -> DetrError:
-        names = [self.samples.dataset.annotations.names[index] for _, index in keys]
-        listed = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    def _died(self) -> DetrError:
+        dataset = self.samples.dataset
+        names = [dataset.annotations.names[index] for index in self._reading.tolist()]
         return DetrError(
-            f"a data worker died twice (killed, or out of memory) at the batch of {listed}",
-            hint="use fewer workers (--workers 0 reads in this process), or look: detr data check "
-            + self.samples.dataset.name,
+            f"a data worker died twice (killed, or out of memory) while reading {' or '.join(names)}",
+            hint=f"read with fewer workers (--workers 0: in this process), or look: detr data check {dataset.name}",
         )
 
 
@@ -299,7 +305,7 @@ def train_loader(
     sizes = dataset.annotations.sizes
     portrait = sizes[:, 0] > sizes[:, 1] if group_by_aspect else None
     sampler = EpochSampler(len(dataset), batch_size, seed, rank, world_size, portrait)
-    samples = Samples(dataset.shared() if workers else dataset, transform, seed, skip_bad)
+    samples = Samples(dataset, transform, seed, skip_bad)
     return Batches(samples, sampler, workers=workers, pin_memory=pin_memory)
 
 
@@ -314,7 +320,7 @@ def eval_loader(
     pin_memory: bool = False,
 ) -> Batches:
     """Every image once, over all ranks. A picture that cannot be read is an error: skipping it would change the AP."""
-    samples = Samples(dataset.shared() if workers else dataset, evaluation(preprocess), seed=0)
+    samples = Samples(dataset, evaluation(preprocess), seed=0)
     sampler = Shard(len(dataset), batch_size, rank, world_size)
     return Batches(samples, sampler, workers=workers, pin_memory=pin_memory)
 

@@ -181,16 +181,16 @@ def test_the_death_of_a_worker_is_survived_once_and_then_named(tmp_path, times):
         seen += [image for batch in batches for image in batch.image_ids]
         assert seen == list(range(1, 9))
     else:
-        with pytest.raises(DetrError, match=r"died twice .* 000005\.png, 000006\.png"):
+        with pytest.raises(DetrError, match=r"died twice .* while reading 000006\.png"):
             seen += [image for batch in batches for image in batch.image_ids]
     assert signal.getsignal(signal.SIGCHLD) == before
 
 
 def test_memory_does_not_grow_over_epochs_with_workers():
-    """The workers' private memory after five epochs is what it was after the first."""
-    batches = loader(load_shapes(count=400), workers=2, batch_size=8)
+    """The workers' private memory after the last epochs is what it was after the second."""
+    batches = loader(load_shapes(count=200), workers=2, batch_size=8)
     sizes = []
-    for epoch in range(5):
+    for epoch in range(4):
         for _ in batches.epoch(epoch):
             pass
         workers = [int(p.pid) for p in multiprocessing.active_children()]
