@@ -10,7 +10,6 @@ nested path, which pydantic cannot.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import tomllib
 import types
 import typing
@@ -113,8 +112,7 @@ def _shallow(value: Any) -> dict[str, Any]:
     return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
 
 
-@functools.cache
-def _field_types(kind: type) -> dict[str, Any]:
+def _field_types(kind: type[Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
 
@@ -122,6 +120,8 @@ def _field_types(kind: type) -> dict[str, Any]:
 def _convert(value: Plain, kind: Any, where: str) -> Any:
     """`value` as an instance of the declared type, or a UsageError that names the path and the type."""
     origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
     if origin in (typing.Union, types.UnionType):
         return _convert_union(value, args, where)
     if origin is Literal:

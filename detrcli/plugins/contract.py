@@ -145,6 +145,9 @@ class Family(Generic[C]):
         default_factory=dict
     )  # foreign layout -> map to our names
     needs: frozenset[Need] = frozenset()  # targets beyond boxes and labels
+    takes_targets: bool = (
+        False  # while training, forward(images, mask, targets): denoising queries are made of them
+    )
     eval_batch_size: Callable[[C], int | None] = lambda config: None  # a size the model insists on (DC5: 1)
     taps: Mapping[str, str] = field(
         default_factory=dict
