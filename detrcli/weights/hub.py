@@ -91,7 +91,7 @@ def cached(reference: Reference, file: str) -> Path | None:
     folder = Path(constants.HF_HUB_CACHE) / f"models--{reference.repo.replace('/', '--')}"
     revision = _revision(reference, file)
     try:
-        commit = (folder / "refs" / revision).read_text().strip()
+        commit = (folder / "refs" / revision).read_text(errors="replace").strip()
     except OSError:
         commit = revision
     path = folder / "snapshots" / commit / file
