@@ -1,4 +1,4 @@
-"""Models by name: the same names as on the command line.
+"""Models by name, from Python: the same names as on the command line.
 
 >>> import detrcli
 >>> "detr/r50" in detrcli.list_models()
@@ -7,24 +7,24 @@ True
 
 from __future__ import annotations
 
-from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detrcli.config import assign
 from detrcli.errors import UsageError
-from detrcli.plugins import models, resolve
-from detrcli.plugins.registry import Model, fold
+from detrcli.plugins import Model, models, resolve
+from detrcli.plugins.registry import fold
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from detrcli.types import Categories
     from detrcli.weights.load import LoadReport
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of all installed models, `FAMILY/VARIANT`; a shell pattern narrows them (`"lite*/h3l1*"`)."""
+    """Names of all installed models, `FAMILY/VARIANT`; a shell pattern or a family narrows them (`"lite_*/h3l1*"`)."""
     return [
         m.name
         for m in models()
@@ -38,25 +38,25 @@ def create_model(name: str, *, num_classes: int | None = None, **overrides: Any)
     `num_classes` defaults to what the variant was published with. Nothing is downloaded.
     """
     model = resolve(name)
-    config = assign(model.variant.config, overrides)
-    classes = num_classes or model.variant.num_classes
-    module = model.family.build_model(config, classes)
-    variant = replace(model.variant, config=config, num_classes=classes)
-    module._built_as = replace(model, variant=variant)  # type: ignore[assignment]  # nn.Module types attributes as tensors
+    model = model.configured(assign(model.config, overrides))
+    module = model.build(num_classes)
+    module.detrcli_model = model  # type: ignore[assignment]  # what `load_weights` needs to know
     return module
 
 
-def load_weights(model: nn.Module, source: str | Path) -> LoadReport:
-    """Fill a model of `create_model` with a file, a run or a Hub reference (`owner/repo[@revision][:file]`).
+def load_weights(
+    module: nn.Module, source: str | Path, *, classes: Categories | None = None, offline: bool = False
+) -> LoadReport:
+    """Fill a model of `create_model` from a file, a run folder or a Hub reference, in any layout its family knows.
 
-    Our own files, the papers' and the Hub's layouts are recognised. What does not fit whole is an error that lists the names.
+    Everything must fit, or nothing is loaded and a `CheckpointError` lists what did not. With `classes`, those of the model,
+    the file may have others: rows of the class heads are taken over by name.
     """
-    from detrcli.weights.load import load_weights as load
+    from detrcli.weights.load import load_weights as load_into
 
-    built_as = getattr(model, "_built_as", None)
-    if not isinstance(built_as, Model):
+    model = getattr(module, "detrcli_model", None)
+    if not isinstance(model, Model):
         raise UsageError(
-            "load_weights needs a model of create_model",
-            hint="detrcli.load_weights(detrcli.create_model(…), …)",
+            "this module was not made by detrcli", hint="make it with detrcli.create_model(NAME)"
         )
-    return load(model, source, built_as)
+    return load_into(module, source, model, classes=classes, offline=offline)

@@ -6,11 +6,10 @@ Nothing is downloaded here and torch is not needed; `Choice.why` is the sentence
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from detrcli import runs
 from detrcli.errors import CheckpointError, ModelError, UsageError
 from detrcli.plugins import registry
 from detrcli.plugins.contract import Weights
@@ -72,30 +71,25 @@ def is_family(model: str) -> bool:
     return "/" not in model
 
 
-def runs_root() -> Path:
-    return Path(os.environ.get("DETR_RUNS") or "runs") / "train"
-
-
 def finished_runs() -> list[Run]:
     """Finished runs that have a checkpoint, newest first; folders that are no runs are passed over."""
-    runs = [run for record in runs_root().glob("*/run.json") if (run := _read_run(record))]
-    return sorted(runs, key=lambda run: run.finished_at, reverse=True)
+    finished = [
+        run for record in runs.root("train").glob(f"*/{runs.RUN_FILE}") if (run := _read_run(record.parent))
+    ]
+    return sorted(finished, key=lambda run: run.finished_at, reverse=True)
 
 
-def _read_run(record: Path) -> Run | None:
-    try:
-        table = json.loads(record.read_text())
-        if table["status"] != "finished":
-            return None
-        run = Run(record.parent, str(table["model"]), str(table["finished_at"]))
-    except (OSError, ValueError, KeyError, TypeError):
+def _read_run(folder: Path) -> Run | None:
+    table = runs.read(folder) or {}
+    if table.get("status") != "finished":
         return None
+    run = Run(folder, str(table.get("model")), str(table.get("finished_at")))
     return run if run.best.is_file() else None
 
 
 def _named(weights: str, model: str | None) -> Choice:
     path = Path(weights).expanduser()
-    run = runs_root() / weights
+    run = runs.root("train") / weights
     if not path.exists() and fold(weights).count("/") == 0 and run.is_dir():
         path = run
     if path.is_dir():
