@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detrcli.cli import console
+from detrcli.cli.complete import model_names
 
 if TYPE_CHECKING:
     from detrcli.plugins.contract import Published, Weights
@@ -16,18 +17,10 @@ app = typer.Typer(name="zoo", help="Models, papers and weights.", no_args_is_hel
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
-def complete_model(incomplete: str) -> list[str]:
-    from detrcli.plugins import models
-
-    names = [m.name for m in models()]
-    families = list(dict.fromkeys(m.family.name for m in models()))
-    return [name for name in [*families, *names] if name.startswith(incomplete)]
-
-
 @app.command("list")
 def list_models(
     pattern: Annotated[
-        str, typer.Argument(help="Only these: a family or a shell pattern.", autocompletion=complete_model)
+        str, typer.Argument(help="Only these: a family or a shell pattern.", autocompletion=model_names)
     ] = "*",
     ready: Annotated[
         bool, typer.Option("--ready", help="Only models whose weights are on this machine.")
@@ -60,7 +53,7 @@ def list_models(
 
 @app.command("info")
 def info(
-    name: Annotated[str, typer.Argument(metavar="FAMILY[/VARIANT]", autocompletion=complete_model)],
+    name: Annotated[str, typer.Argument(metavar="FAMILY[/VARIANT]", autocompletion=model_names)],
     as_json: AsJson = False,
 ) -> None:
     """Show a paper with its page, or one variant with its numbers, recipes, configuration and weights."""

@@ -8,13 +8,11 @@ from typing import Any
 import torch
 
 from detrcli.config import from_plain
-from detrcli.data.coco_classes import coco_channels, coco_classes
+from detrcli.data.coco_classes import classes_for
 from detrcli.nn.inference import choose_device
 from detrcli.plugins.contract import Family, Variant
 from detrcli.predict.run import Predictor
-from detrcli.types import Categories
 from detrcli.weights.load import count_classes, load_state, read
-from detrcli.weights.metadata import Metadata
 from detrcli.weights.resolve import choose
 
 
@@ -36,7 +34,7 @@ def load(name: str | None = None, weights: str | None = None, device: str | None
         name=choice.model.name,
         weights=choice.why,
         model=model.eval().to(place),
-        categories=_categories(said, count),
+        categories=(said.categories if said else None) or classes_for(count),
         preprocess=said.preprocess if said else variant.preprocess,
         postprocess=partial(family.postprocess, config),
         device=place,
@@ -48,12 +46,3 @@ def _count(tensors: dict[str, Any], family: Family[Any], variant: Variant[Any]) 
     with torch.device("meta"):
         blank = family.build_model(variant.config, variant.num_classes)
     return count_classes(tensors, family, variant.config, variant.num_classes, blank)
-
-
-def _categories(said: Metadata | None, count: int) -> Categories:
-    if said is not None and said.categories is not None:
-        return said.categories
-    for known in (coco_channels(), coco_classes()):
-        if len(known) == count:
-            return known
-    return Categories(tuple(range(count)), tuple(f"class {i}" for i in range(count)))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import Fault, Hub, serving
+from tests.weights.hub_server import Fault, Hub, serving
 
 CHILD = Path(__file__).parent / "hub_child.py"
 TOKEN = "hf_secretsecretsecret"
