@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detrcli.cli import console
+from detrcli.cli import console, zoo_weights
 from detrcli.cli.complete import model_names
 
 if TYPE_CHECKING:
@@ -69,6 +69,53 @@ def info(
         _show_variant(model)
     else:
         _show_family(variants)
+
+
+@app.command("search")
+def search(
+    words: Annotated[list[str], typer.Argument(help="Parts of names, titles, authors, venues or summaries.")],
+    hub: Annotated[
+        bool, typer.Option("--hub", help="Ask the Hugging Face Hub for repositories instead.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find models of the zoo, or detection repositories on the Hub."""
+    console.settings.json = as_json
+    if hub:
+        from detrcli.weights.hub import search as ask
+
+        found = ask(" ".join(words))
+        if as_json:
+            console.emit_json({"repositories": found})
+        else:
+            console.table(
+                ("repository", "licence", "downloads", "changed"), [list(map(str, r.values())) for r in found]
+            )
+        return
+    from detrcli.plugins import models
+
+    rows = [row(m) for m in models() if _about(m, words)]
+    if as_json:
+        console.emit_json({"models": rows})
+    elif rows:
+        _draw(rows)
+    else:
+        console.note(f"no model of the zoo speaks of {' '.join(words)}; --hub asks the Hub")
+
+
+def _about(model: Model, words: list[str]) -> bool:
+    paper, variant = model.paper, model.variant
+    facts = (
+        model.name,
+        paper.title,
+        paper.authors,
+        paper.venue,
+        str(paper.year),
+        model.family.summary,
+        variant.summary,
+    )
+    text = " ".join(facts).lower()
+    return all(word.lower() in text for word in words)
 
 
 def row(model: Model, *, whole: bool = False) -> dict[str, Any]:
@@ -199,3 +246,13 @@ def _on_disk(model: Model) -> str:
 
     state = status(model)
     return f"{state.kind}: {state.path} ({(state.size or 0) / 1e6:.1f} MB)" if state.path else "nothing yet"
+
+
+for command in (
+    zoo_weights.pull,
+    zoo_weights.verify,
+    zoo_weights.convert,
+    zoo_weights.path,
+    zoo_weights.rm,
+):
+    app.command(command.__name__)(command)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detrcli import runs
-from detrcli import runs
 from detrcli.errors import CheckpointError, ModelError, UsageError
 from detrcli.plugins import registry
 from detrcli.plugins.contract import Weights

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.weights.hub_server import Fault, Hub, serving
 
 CHILD = Path(__file__).parent / "hub_child.py"
