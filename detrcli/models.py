@@ -1,4 +1,4 @@
-"""Models by name: the same names as on the command line.
+"""Models by name, from Python: the same names as on the command line.
 
 >>> import detrcli
 >>> "detr/r50" in detrcli.list_models()
@@ -8,18 +8,23 @@ True
 from __future__ import annotations
 
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detrcli.config import assign
-from detrcli.plugins import models, resolve
+from detrcli.errors import UsageError
+from detrcli.plugins import Model, models, resolve
 from detrcli.plugins.registry import fold
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from detrcli.types import Categories
+    from detrcli.weights.load import LoadReport
+
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of all installed models, `FAMILY/VARIANT`; a shell pattern narrows them (`"lite*/h3l1*"`)."""
+    """Names of all installed models, `FAMILY/VARIANT`; a shell pattern or a family narrows them (`"lite_*/h3l1*"`)."""
     return [
         m.name
         for m in models()
@@ -33,5 +38,25 @@ def create_model(name: str, *, num_classes: int | None = None, **overrides: Any)
     `num_classes` defaults to what the variant was published with. Nothing is downloaded.
     """
     model = resolve(name)
-    config = assign(model.variant.config, overrides)
-    return model.family.build_model(config, num_classes or model.variant.num_classes)
+    model = model.configured(assign(model.config, overrides))
+    module = model.build(num_classes)
+    module.detrcli_model = model  # type: ignore[assignment]  # what `load_weights` needs to know
+    return module
+
+
+def load_weights(
+    module: nn.Module, source: str | Path, *, classes: Categories | None = None, offline: bool = False
+) -> LoadReport:
+    """Fill a model of `create_model` from a file, a run folder or a Hub reference, in any layout its family knows.
+
+    Everything must fit, or nothing is loaded and a `CheckpointError` lists what did not. With `classes`, those of the model,
+    the file may have others: rows of the class heads are taken over by name.
+    """
+    from detrcli.weights.load import load_weights as load_into
+
+    model = getattr(module, "detrcli_model", None)
+    if not isinstance(model, Model):
+        raise UsageError(
+            "this module was not made by detrcli", hint="make it with detrcli.create_model(NAME)"
+        )
+    return load_into(module, source, model, classes=classes, offline=offline)

@@ -92,6 +92,10 @@ class Batch:
             original_sizes=self.original_sizes.to(device, non_blocking=True),
         )
 
+    def pin_memory(self) -> Batch:
+        """Called by the loader of torch, so that the pictures travel to a GPU beside the computation."""
+        return replace(self, images=self.images.pin_memory(), mask=self.mask.pin_memory())
+
 
 @dataclass(frozen=True, slots=True)
 class Output:

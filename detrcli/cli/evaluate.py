@@ -61,7 +61,7 @@ def evaluate(
         )
     from detrcli.data import catalog
     from detrcli.evaluate import report
-    from detrcli.places import fresh_folder
+    from detrcli.runs import new_run
 
     dataset = catalog.resolve(data, split, data_root)
     about: dict[str, Any] = {"data": dataset.name, "split": dataset.split}
@@ -80,7 +80,7 @@ def evaluate(
         about |= {"model": predictor.name, "weights": predictor.weights, "device": str(predictor.device)}
         about |= {"batch_size": size, "amp": amp, "images": result.images}
         about |= {"seconds": result.seconds, "images_per_second": result.images_per_second}
-    folder = out or fresh_folder("eval", f"{what}-{dataset.name}")
+    folder = out or new_run("eval", f"{what}-{dataset.name}")
     report.write(folder, coco, table, about)
     _show(coco, about, folder, per_class, as_json)
 

@@ -104,13 +104,13 @@ def predict(
 def _outputs(
     predictor: Predictor, out: str | None, forms: list[str], conf: float
 ) -> tuple[Outputs, str | None]:
-    from detrcli.places import fresh_folder
     from detrcli.predict.writers import JsonLines, Outputs, Target
+    from detrcli.runs import new_run
 
     about = {"model": predictor.name, "weights": predictor.weights, "conf": conf}
     if out == "-":
         return Outputs([JsonLines(sys.stdout)]), None
-    folder = Path(out) if out else fresh_folder("predict", predictor.name)
+    folder = Path(out) if out else new_run("predict", predictor.name)
     return Outputs.in_folder(Target(folder, predictor.categories, about), forms), str(folder)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import GroupNorm
 from torch import Tensor, nn
 
 from detrcli.errors import HubError
@@ -57,7 +56,7 @@ def _create(config: BackboneConfig, name: str, *, pretrained: bool) -> Any:
     options: dict[str, Any] = {"features_only": True}
     if config.norm != "default":
         options["norm_layer"] = (
-            FrozenBatchNorm2d if config.norm == "frozen" else partial(GroupNorm, num_groups=8)
+            FrozenBatchNorm2d if config.norm == "frozen" else partial(timm.layers.GroupNorm, num_groups=8)
         )
         options["zero_init_last"] = False  # a frozen norm cannot grow out of zero
     if config.dilated:

@@ -50,8 +50,8 @@ def softmax_loss(
     wanted = torch.full(logits.shape[:-1], background, dtype=torch.int64, device=logits.device)
     wanted[places] = labels
     nll = F.cross_entropy(logits.flatten(0, -2), wanted.flatten(), reduction="none").view(wanted.shape)
-    weighted = (nll * torch.where(wanted == background, no_object, 1.0)).flatten(1).sum(1)
-    predictions = wanted[0].numel()
+    weighted = torch.where(wanted == background, no_object * nll, nll).flatten(1).sum(1)
+    predictions, num_boxes = wanted[0].numel(), num_boxes.to(nll.dtype)
     return weighted / (num_boxes + no_object * (predictions - num_boxes).clamp(min=0))
 
 

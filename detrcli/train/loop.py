@@ -6,6 +6,7 @@ Randomness is counter-based: dropout in step k is a function of (seed, k), as th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,24 +60,26 @@ class Trainer:
                 f"the gradient of step {number} is not finite; the weights are as before it", hint=_CALM
             )
         self.optimizer.step()
+        means = {name: sum(values[name] for values in done) / parts for name in done[0]}
         return Step(
             number=number,
             epoch=epoch,
-            loss=sum(losses.total.item() for losses in done) / parts,
-            terms={name: sum(losses.terms[name].item() for losses in done) / parts for name in done[0].terms},
+            loss=means.pop("total"),
+            terms=means,
             lr=self.recipe.lr * share,
             grad_norm=float(norm),
         )
 
-    def _backward(self, batch: Batch, num_boxes: float, parts: int, number: int) -> Losses:
+    def _backward(self, batch: Batch, num_boxes: float, parts: int, number: int) -> dict[str, float]:
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16):
             extra = (batch.targets,) if self.takes_targets else ()
             output = self.model(batch.images, batch.mask, *extra)
         losses = self.criterion(output, batch.targets, num_boxes)
-        if not torch.isfinite(losses.total):
-            raise _diagnosis(losses, batch, number)
+        values = _numbers(losses)
+        if not math.isfinite(values["total"]):
+            raise _diagnosis(values, batch, number)
         (losses.total / parts).backward()  # type: ignore[no-untyped-call]
-        return losses
+        return values
 
 
 _CALM = "lower the learning rate (--lr), or train in float32 (--amp off)"
@@ -87,10 +90,16 @@ def _mix(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step * 65_537 + rank * 257) % 2**63
 
 
-def _diagnosis(losses: Losses, batch: Batch, number: int) -> NonFiniteError:
-    bad = [name for name, value in losses.terms.items() if not torch.isfinite(value)]
+def _numbers(losses: Losses) -> dict[str, float]:
+    """The total and its terms on the host, in one copy."""
+    values = torch.stack([losses.total.detach(), *losses.terms.values()]).tolist()
+    return dict(zip(("total", *losses.terms), values, strict=True))
+
+
+def _diagnosis(values: dict[str, float], batch: Batch, number: int) -> NonFiniteError:
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
     return NonFiniteError(
-        f"the loss of step {number} is not finite (terms: {', '.join(bad) or 'total'}; pictures: "
+        f"the loss of step {number} is not finite (terms: {', '.join(bad)}; pictures: "
         f"{', '.join(map(str, batch.image_ids))}); the weights are as before it",
         hint=_CALM,
     )
