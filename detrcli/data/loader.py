@@ -206,10 +206,12 @@ def eval_loader(
     world_size: int = 1,
     pin_memory: bool = False,
 ) -> DataLoader[Batch]:
-    """Every image once, over all ranks: rank r takes images r, r + world_size, …, and none is repeated to even out."""
-    mine = range(rank, len(dataset), world_size)
+    """Every image once, over all ranks, and none repeated to even out. Whole batches are dealt out, so that an image has the
+    same neighbours, and the same padding, whatever the number of ranks."""
+    starts = range(0, len(dataset), batch_size)
     batches = [
-        [(0, i) for i in mine[start : start + batch_size]] for start in range(0, len(mine), batch_size)
+        [(0, i) for i in range(start, min(start + batch_size, len(dataset)))]
+        for start in starts[rank::world_size]
     ]
     samples = Samples(dataset.shared() if workers else dataset, evaluation(preprocess), seed=0)
     return _loader(samples, batches, workers, pin_memory)

@@ -18,21 +18,18 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from detrcli.data.images import open_image, read_image
+from detrcli.data.images import Source, open_image, read_image
 from detrcli.errors import ImageError
 from detrcli.predict.download import download, is_url
 
-Source: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any] | Tensor"
-
-SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .bmp .dib .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2".split()
-)
+_ENDINGS = "jpg jpeg jpe jfif png bmp dib gif webp tif tiff ppm pgm pbm pnm avif jp2"
+SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split(" "))
 LARGEST_FILE = 1 << 30  # bytes; no picture that can be decoded needs more
 
 
@@ -63,7 +60,7 @@ def expand(sources: Source | Iterable[Source], *, recursive: bool = False) -> It
     if isinstance(sources, (str, bytes, os.PathLike, Image.Image, np.ndarray, Tensor)):
         sources = [sources]
     for number, source in enumerate(sources):
-        if source == "-" if isinstance(source, str) else False:
+        if isinstance(source, str) and source == "-":
             yield from _piped(sys.stdin.buffer, recursive)
         elif isinstance(source, (str, os.PathLike)):
             yield from _named(os.fspath(source), recursive)
