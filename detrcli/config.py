@@ -120,6 +120,8 @@ def _field_types(kind: type[Any]) -> dict[str, Any]:
 def _convert(value: Plain, kind: Any, where: str) -> Any:
     """`value` as an instance of the declared type, or a UsageError that names the path and the type."""
     origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
     if origin in (typing.Union, types.UnionType):
         return _convert_union(value, args, where)
     if origin is Literal:

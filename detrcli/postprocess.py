@@ -12,7 +12,7 @@ from detrcli.types import Detections, Output
 def softmax_best(output: Output, sizes: Tensor) -> list[Detections]:
     """DETR: each query's best class other than "no object", one detection a query, best first. `sizes` (B, 2): height, width."""
     scores, labels = output.logits.float().softmax(-1)[..., :-1].max(-1)
-    scores, order = scores.sort(-1, descending=True, stable=True)
+    scores, order = scores.sort(dim=-1, descending=True, stable=True)
     boxes = _pixels(output.boxes, sizes)
     return [
         Detections(score, label[i], box[i])

@@ -92,6 +92,10 @@ class Batch:
             original_sizes=self.original_sizes.to(device, non_blocking=True),
         )
 
+    def pin_memory(self) -> Batch:
+        """Called by the loader of torch, so that the pictures travel to a GPU beside the computation."""
+        return replace(self, images=self.images.pin_memory(), mask=self.mask.pin_memory())
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -138,7 +142,8 @@ class Detector(Protocol):
 
 
 class Criterion(Protocol):
-    """The training loss of a paper. `num_boxes` normalises; by default the mean over ranks of this batch's objects."""
+    """The training loss of a paper. `num_boxes` is the mean number of objects of one backward pass (over ranks and accumulated
+    parts), by which losses are normalised; without it, the mean over ranks for this batch."""
 
     def __call__(
         self, output: Output, targets: Sequence[Target], num_boxes: float | None = None

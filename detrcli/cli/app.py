@@ -46,8 +46,14 @@ def options(
 
 
 def _register() -> None:
-    from detrcli.cli import env
+    """Verbs first, in the order of a project's life; then the catalogues."""
+    from detrcli.cli import data, env, evaluate, predict, train, zoo
 
+    app.command("train")(train.train)
+    app.command("eval")(evaluate.evaluate)
+    app.command("predict")(predict.predict)
+    app.add_typer(zoo.app, name="zoo")
+    app.add_typer(data.app, name="data")
     app.command("env")(env.env)
 
 

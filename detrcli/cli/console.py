@@ -105,6 +105,16 @@ def table(
     stdout().print(drawn)
 
 
+def markdown(text: str) -> None:
+    """A page on stdout: drawn on a terminal, as it is in a pipe."""
+    if not sys.stdout.isatty():
+        say(text)
+        return
+    from rich.markdown import Markdown
+
+    stdout().print(Markdown(text))
+
+
 class Ticker:
     """Counts work done; `tell` replaces the words beside the count."""
 
@@ -121,9 +131,9 @@ class Ticker:
 class _PlainLines:
     """Progress without a terminal: a whole line now and then, never a carriage return."""
 
-    def __init__(self, what: str, total: int | None, every: float = 10.0) -> None:
+    def __init__(self, what: str, total: int | None, done: int, every: float = 10.0) -> None:
         self.what, self.total, self.every = what, total, every
-        self.done, self.text = 0, ""
+        self.done, self.text = done, ""
         self.started = self.told = time.monotonic()
 
     def advance(self, task: Any, by: int) -> None:
@@ -142,10 +152,10 @@ class _PlainLines:
 
 
 @contextmanager
-def progress(what: str, total: int | None = None) -> Iterator[Ticker]:
+def progress(what: str, total: int | None = None, done: int = 0) -> Iterator[Ticker]:
     """A progress bar on a terminal, a plain line every ten seconds elsewhere, silence with --quiet."""
     if settings.quiet or settings.json or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield Ticker(_PlainLines(what, total), None)
+        yield Ticker(_PlainLines(what, total, done), None)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -157,4 +167,4 @@ def progress(what: str, total: int | None = None) -> Iterator[Ticker]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=stderr(), transient=True) as bar:
-        yield Ticker(bar, bar.add_task(what, total=total, text=""))
+        yield Ticker(bar, bar.add_task(what, total=total, completed=done, text=""))

@@ -58,7 +58,11 @@ class SetCriterion:
         num_boxes: Tensor,
         matches: Matches | None = None,
     ) -> dict[str, Tensor]:
-        """Unweighted losses, (L,) each, of logits (L, B, Q, K) and boxes (L, B, Q, 4); matched here unless matches are given."""
+        """Unweighted losses, (L,) each, of logits (L, B, Q, K) and boxes (L, B, Q, 4); matched here unless matches are given.
+
+        `num_boxes` is `count_boxes`; what is divided by it is divided by at least 1.
+        """
+        at_least_one = num_boxes.clamp(min=1)
         matches = matches or self.matcher(logits, boxes, targets)
         labels = torch.cat([t.labels for t in targets])[matches.target]
         wanted = torch.cat([t.boxes for t in targets])[matches.target].to(boxes.dtype)
@@ -68,8 +72,8 @@ class SetCriterion:
         overlap = giou(cxcywh_to_xyxy(guess), cxcywh_to_xyxy(wanted))
         return {
             "ce": self._class_loss(logits, matches, labels, num_boxes),
-            "bbox": l1 / num_boxes,
-            "giou": per_layer.index_add(0, matches.places[0], 1 - overlap) / num_boxes,
+            "bbox": l1 / at_least_one,
+            "giou": per_layer.index_add(0, matches.places[0], 1 - overlap) / at_least_one,
         }
 
     def weigh(self, values: dict[str, Tensor], suffixes: Sequence[str]) -> Losses:
@@ -85,15 +89,18 @@ class SetCriterion:
 
     def _class_loss(self, logits: Tensor, matches: Matches, labels: Tensor, num_boxes: Tensor) -> Tensor:
         if self.kind == "softmax":
-            return softmax_loss(logits, matches.places, labels, self.no_object)
-        return focal_loss(logits, matches.places, labels) / num_boxes
+            return softmax_loss(logits, matches.places, labels, num_boxes, self.no_object)
+        return focal_loss(logits, matches.places, labels) / num_boxes.clamp(min=1)
 
 
 def count_boxes(targets: Sequence[Target], device: torch.device, given: float | None = None) -> Tensor:
-    """The number of objects that losses are divided by: given, or the mean over ranks of this batch's; at least 1."""
-    if given is not None:
-        return torch.tensor(max(float(given), 1.0), device=device)
-    return distributed.mean_over_ranks(sum(len(t.labels) for t in targets), device).clamp(min=1)
+    """How many objects a backward pass has: given, or the mean over ranks of this batch's."""
+    count = sum(len(t.labels) for t in targets)
+    return (
+        distributed.mean_over_ranks(count, device)
+        if given is None
+        else torch.tensor(float(given), device=device)
+    )
 
 
 def at_least_float32(x: Tensor) -> Tensor:

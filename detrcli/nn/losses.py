@@ -38,17 +38,21 @@ def _channels_of(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(-1, index).transpose(2, 3)
 
 
-def softmax_loss(logits: Tensor, places: Places, labels: Tensor, no_object: float) -> Tensor:
+def softmax_loss(
+    logits: Tensor, places: Places, labels: Tensor, num_boxes: Tensor, no_object: float
+) -> Tensor:
     """Cross entropy, its mean weighted by `no_object` where the last channel is right; one value a layer.
 
-    The mean divides by the sum of the weights, not by the number of objects (as DETR does).
+    As DETR does, the mean divides by the sum of the weights, not by the number of objects. That sum is written with the mean
+    number of objects of a backward pass, so that ranks and accumulated parts add up to the loss of the whole batch.
     """
     background = logits.shape[-1] - 1
     wanted = torch.full(logits.shape[:-1], background, dtype=torch.int64, device=logits.device)
     wanted[places] = labels
     nll = F.cross_entropy(logits.flatten(0, -2), wanted.flatten(), reduction="none").view(wanted.shape)
-    weight = torch.where(wanted == background, no_object, 1.0)
-    return (nll * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+    weighted = torch.where(wanted == background, no_object * nll, nll).flatten(1).sum(1)
+    predictions, num_boxes = wanted[0].numel(), num_boxes.to(nll.dtype)
+    return weighted / (num_boxes + no_object * (predictions - num_boxes).clamp(min=0))
 
 
 def focal_loss(logits: Tensor, places: Places, labels: Tensor) -> Tensor:

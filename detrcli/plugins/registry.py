@@ -11,12 +11,17 @@ from __future__ import annotations
 import functools
 import os
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detrcli.errors import PluginError, unknown
 from detrcli.plugins.contract import API, Family, Paper, Plugin, Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from detrcli.types import Detections, Output
 
 GROUP = "detrcli.models"
 
@@ -58,6 +63,22 @@ class Model:
     @property
     def name(self) -> str:
         return f"{self.family.name}/{self.variant.name}"
+
+    @property
+    def config(self) -> Any:
+        return self.variant.config
+
+    def configured(self, config: Any) -> Model:
+        """The same model with another configuration."""
+        return replace(self, variant=replace(self.variant, config=config))
+
+    def build(self, num_classes: int | None = None) -> nn.Module:
+        """An untrained network; by default with as many classes as the variant was published with."""
+        return self.family.build_model(self.config, num_classes or self.variant.num_classes)
+
+    def postprocess(self, output: Output, sizes: Tensor) -> list[Detections]:
+        """Detections in the pixels of pictures of the given sizes, (B, 2) height and width."""
+        return self.family.postprocess(self.config, output, sizes)
 
 
 def find() -> list[Found]:

@@ -1,0 +1,158 @@
+"""`detr eval`: score a model on a data set, or detections that were saved before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from detrcli.cli import console
+from detrcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from detrcli.data.annotations import Dataset
+    from detrcli.evaluate.coco import CocoMetrics
+    from detrcli.evaluate.run import EvalResult
+    from detrcli.evaluate.tables import DetectionTable
+    from detrcli.predict.run import Predictor
+
+Scorer = Literal["auto", "pycocotools", "ultrafast"]
+
+TITLES = {
+    "ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "APs", "ap_medium": "APm", "ap_large": "APl",
+    "ar1": "AR1", "ar10": "AR10", "ar100": "AR100", "ar_small": "ARs", "ar_medium": "ARm", "ar_large": "ARl",
+}  # fmt: skip
+CLASS_COLUMNS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
+
+
+def evaluate(
+    data: Annotated[str, typer.Argument(help="A data set: name, folder or COCO file.", metavar="DATA")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="FAMILY[/VARIANT]; see detr zoo list.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="A file, a run or OWNER/REPO on the Hub.")] = None,
+    detections: Annotated[
+        Path | None, typer.Option(help="Score this COCO results file; no model runs.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which part of the data set.")] = "val",
+    data_root: Annotated[Path | None, typer.Option(help="Where named data sets lie.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; without it the fastest.")
+    ] = None,
+    amp: Annotated[bool, typer.Option("--amp", help="Compute in 16 bits.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
+    scorer: Annotated[Scorer, typer.Option(help="What computes the numbers.")] = "auto",
+    per_class: Annotated[bool, typer.Option("--per-class", help="Show a table of the classes.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Compute the twelve COCO numbers, over all classes and for each.
+
+    Examples: detr eval coco --model detr/r50 · detr eval coco --detections dets.json --per-class
+    """
+    console.settings.json = as_json
+    if (detections is None) == (model is None and weights is None):
+        raise UsageError(
+            "give either a model or saved detections",
+            hint=f"detr eval {data} --model FAMILY, or --detections FILE",
+        )
+    from detrcli.data import catalog
+    from detrcli.evaluate import report
+    from detrcli.runs import new_run
+
+    dataset = catalog.resolve(data, split, data_root)
+    about: dict[str, Any] = {"data": dataset.name, "split": dataset.split}
+    if detections is not None:
+        about["detections"] = str(detections)
+        coco, table = _score_saved(dataset, detections, scorer)
+        what = detections.stem
+    else:
+        from detrcli.predict.load import load
+
+        predictor = load(model, weights, device)
+        console.note(f"{predictor.name}: {predictor.weights}")
+        size = _batch_size(predictor, batch_size)
+        result = _score_model(predictor, dataset, size, workers, amp, limit, scorer)
+        coco, table, what = result.coco, result.detections, predictor.name
+        about |= {"model": predictor.name, "weights": predictor.weights, "device": str(predictor.device)}
+        about |= {"batch_size": size, "amp": amp, "images": result.images}
+        about |= {"seconds": result.seconds, "images_per_second": result.images_per_second}
+    folder = out or new_run("eval", f"{what}-{dataset.name}")
+    report.write(folder, coco, table, about)
+    _show(coco, about, folder, per_class, as_json)
+
+
+def _score_saved(dataset: Dataset, path: Path, scorer: Scorer) -> tuple[CocoMetrics, DetectionTable]:
+    from detrcli.evaluate.coco import score
+    from detrcli.evaluate.tables import DetectionTable, TruthTable
+
+    table = DetectionTable.read(path)
+    return score(TruthTable.of(dataset), table, backend=scorer, where=str(path)), table
+
+
+def _score_model(
+    predictor: Predictor,
+    dataset: Dataset,
+    size: int,
+    workers: int,
+    amp: bool,
+    limit: int | None,
+    scorer: Scorer,
+) -> EvalResult:
+    from detrcli.evaluate.run import evaluate as run
+
+    with console.progress("images", min(limit or len(dataset), len(dataset))) as ticker:
+        return run(
+            predictor.model,
+            dataset,
+            preprocess=predictor.preprocess,
+            postprocess=predictor.postprocess,
+            categories=predictor.categories,
+            device=predictor.device,
+            batch_size=size,
+            workers=workers,
+            amp=amp,
+            limit=limit,
+            backend=scorer,
+            advance=ticker.advance,
+        )
+
+
+def _batch_size(predictor: Predictor, wanted: int | None) -> int:
+    """What the user says; else what the model insists on, saying so; else 1."""
+    if wanted is not None:
+        return wanted
+    if predictor.only_batch is not None:
+        console.note(
+            f"{predictor.name} is evaluated {predictor.only_batch} image at a time, as it was trained; --batch-size changes that"
+        )
+    return predictor.only_batch or 1
+
+
+def _show(coco: CocoMetrics, about: dict[str, Any], folder: Path, per_class: bool, as_json: bool) -> None:
+    from detrcli.evaluate.report import document
+
+    for note in coco.notes:
+        console.note(f"note: {note}")
+    if as_json:
+        console.emit_json(document(coco, about) | {"out": str(folder)})
+        return
+    if per_class:
+        rows = [
+            (c.name, str(c.objects), *(_percent(c.metrics[key]) for key in CLASS_COLUMNS))
+            for c in coco.classes
+        ]
+        titles = [TITLES[key] for key in CLASS_COLUMNS]
+        console.table(("class", "objects", *titles), rows, right=("objects", *titles))
+    row = [_percent(value) for value in coco.metrics.values()]
+    console.table(list(TITLES.values()), [row], right=list(TITLES.values()))
+    if "images_per_second" in about:
+        console.note(f"{about['images']} images, {about['images_per_second']:.2f} images/s")
+    console.note(f"scored by {coco.backend}; numbers, classes and detections in {folder}")
+
+
+def _percent(value: float) -> str:
+    return "–" if value < 0 else f"{100 * value:.1f}"

@@ -1,0 +1,183 @@
+// The operators on the CPU: memory, threads and the choice of instruction set; the arithmetic is in kernels.cpp.
+#include "../operators.h"
+#include "problem.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+namespace detrcli_ops {
+
+#if defined(__x86_64__)
+extern const Kernels kernels_sse4, kernels_avx2, kernels_avx512;
+static const Kernels* const tables[] = {&kernels_avx512, &kernels_avx2, &kernels_sse4};
+
+static bool runs_here(const Kernels* table) {
+  if (table == &kernels_avx512) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  }
+  if (table == &kernels_avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return __builtin_cpu_supports("sse4.1");
+}
+#else
+extern const Kernels kernels_native;
+static const Kernels* const tables[] = {&kernels_native};
+
+static bool runs_here(const Kernels*) { return true; }
+#endif
+
+// The widest table this processor runs with vectors of at most so many bytes; null when there is none.
+static const Kernels* table_for(int bytes) {
+  for (const Kernels* table : tables) {
+    if (table->vector_bytes <= bytes && runs_here(table)) return table;
+  }
+  return nullptr;
+}
+
+static const Kernels* kernels = table_for(1 << 20);
+
+namespace {
+
+Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double: return Dtype::f64;
+    case ScalarType::BFloat16: return Dtype::bf16;
+    case ScalarType::Half: return Dtype::f16;
+    default: return Dtype::f32;
+  }
+}
+
+Array array(const Tensor& tensor) { return {tensor.data_ptr(), dtype_of(tensor)}; }
+Array array(const MaybeTensor& tensor) { return tensor ? array(*tensor) : Array{}; }
+Array array_if(bool need, const Tensor& tensor) { return need ? array(tensor) : Array{}; }
+
+Problem problem_of(const Call& c) {
+  const Sizes& s = c.sizes;
+  const Kind kind = c.query ? Kind::kda : c.reference ? Kind::fused : Kind::msda;
+  return {kind, s.batch, s.tokens, s.heads, s.depth, s.queries, s.levels, s.points, c.shapes.data(),
+          array(c.locations), array(c.weights), array(c.reference), c.reference ? c.reference->size(3) : 0,
+          c.mask ? static_cast<const bool*>(c.mask->data_ptr()) : nullptr, array(c.query), c.scale};
+}
+
+bool is_wide(const Call& c) { return c.value.scalar_type() == ScalarType::Double; }
+
+// Runs f(begin, end, scratch) over the tasks; the memory belongs to the thread.
+template <class F>
+void run(int64_t tasks, size_t scratch_bytes, F f) {
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<char[]> scratch(new char[scratch_bytes + 64]);
+    f(begin, end, scratch.get());
+  });
+}
+
+// Rows as the kernels read them; where they are read many times, head by head and without padding.
+struct Table {
+  std::optional<Tensor> owner;
+  Rows rows;
+};
+
+Table table_of(const Call& c, const Problem& p, const Tensor& rows) {
+  if (!c.sizes.dense()) return {rows, {array(rows), false}};
+  const Sizes& s = c.sizes;
+  Tensor packed = make(rows, {s.batch, s.heads, s.tokens + 1, s.depth}, working_type(c));
+  torch::stable::parallel_for(0, s.batch * (s.tokens + 1), 256, [&](int64_t begin, int64_t end) {
+    kernels->pack(p, array(rows), array(packed), begin, end);
+  });
+  return {packed, {array(packed), true}};
+}
+
+Table table_of(const Call& c, const Problem& p, const MaybeTensor& rows) {
+  return rows ? table_of(c, p, *rows) : Table{};
+}
+
+// (B, S, M, D): rows += share * source [+ second share * second source] at every sample's corners.
+Tensor scattered(const Call& c, const Problem& p, const Tensor& source, const Tensor& share,
+                 const MaybeTensor& second_source = {}, const MaybeTensor& second_share = {}) {
+  const bool direct = !c.sizes.dense() && c.value.scalar_type() == working_type(c);
+  Tensor target = torch::stable::empty_like(c.value);
+  if (direct) torch::stable::zero_(target);
+  const Scatter scatter{array(source), array(share), array(second_source), array(second_share), array(target), direct};
+  run(p.batch * p.heads * p.levels, kernels->scatter_bytes(p, is_wide(c), direct),
+      [&](int64_t begin, int64_t end, void* scratch) { kernels->scatter(p, scatter, begin, end, scratch); });
+  return target;
+}
+
+}  // namespace
+
+Tensor forward(const Call& c) {
+  const Sizes& s = c.sizes;
+  Tensor out = make(c.value, {s.batch, s.queries, s.heads * s.depth}, c.value.scalar_type());
+  const Problem p = problem_of(c);
+  const Table value = table_of(c, p, c.value), key = table_of(c, p, c.key);
+  run(s.batch * s.heads * query_blocks(s.queries), kernels->scratch_bytes(p, is_wide(c)),
+      [&](int64_t begin, int64_t end, void* scratch) {
+        kernels->forward(p, value.rows, key.rows, array(out), begin, end, scratch);
+      });
+  return out;
+}
+
+Grads backward(const Call& c, const Tensor& grad, Needs needs) {
+  const Sizes& s = c.sizes;
+  const Problem p = problem_of(c);
+  const bool fused = p.kind == Kind::fused, kda = p.kind == Kind::kda;
+  if (s.empty()) {
+    return {zero_or_none(needs.rows, c.value), zero_or_none(needs.rows && c.key, c.key ? *c.key : c.value),
+            zero_or_none(needs.geometry && kda, c.query ? *c.query : c.value),
+            zero_or_none(needs.reference, c.reference ? *c.reference : c.value), zero_or_none(needs.geometry, c.locations),
+            zero_or_none(needs.geometry && !kda, c.weights ? *c.weights : c.value)};
+  }
+  const std::vector<int64_t> per_sample{s.batch, s.queries, s.heads, s.samples()};
+  const ScalarType working = working_type(c);
+  Grads g{none(c.value), none(c.value),
+          wanted(needs.geometry && kda, c.query ? *c.query : c.value),
+          wanted(needs.reference, c.reference ? *c.reference : c.value),
+          wanted(needs.geometry, c.locations), wanted(needs.geometry && !kda, c.weights ? *c.weights : c.value)};
+  const bool keep = needs.rows && (fused || kda);
+  const Tensor attention = make(c.value, keep ? per_sample : std::vector<int64_t>{0}, working);
+  const Tensor key_weight = make(c.value, keep && kda ? per_sample : std::vector<int64_t>{0}, working);
+  std::vector<int64_t> pairs = per_sample;
+  pairs.push_back(2);
+  const Tensor pixels = make(c.value, needs.reference ? pairs : std::vector<int64_t>{0}, working);
+  const Gradients out{array(grad),
+                      array_if(needs.geometry, g.locations),
+                      array_if(needs.geometry && !kda, g.weights),
+                      array_if(needs.geometry && kda, g.query),
+                      array_if(needs.reference, g.reference),
+                      array_if(keep, attention),
+                      array_if(keep && kda, key_weight),
+                      array_if(needs.reference, pixels)};
+  if (needs.geometry || needs.reference || keep) {
+    const Table value = table_of(c, p, c.value), key = table_of(c, p, c.key);
+    run(s.batch * s.heads * query_blocks(s.queries), kernels->scratch_bytes(p, is_wide(c)),
+        [&](int64_t begin, int64_t end, void* scratch) {
+          kernels->backward(p, value.rows, key.rows, out, begin, end, scratch);
+        });
+  }
+  if (needs.reference) {
+    torch::stable::parallel_for(0, s.batch * s.queries, 16, [&](int64_t begin, int64_t end) {
+      kernels->reference(p, out, begin, end);
+    });
+  }
+  if (!needs.rows) return g;
+  if (kda && !c.key) {
+    g.value = scattered(c, p, grad, attention, c.query, key_weight);
+  } else {
+    g.value = scattered(c, p, grad, keep ? attention : *c.weights);
+    if (kda) g.key = scattered(c, p, *c.query, key_weight);
+  }
+  return g;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(detrcli_ops, CPU, m) {
+  STD_TORCH_CHECK(kernels, "detrcli_ops: this processor has not even SSE4.1");
+  register_operators(m);
+}
+
+}  // namespace detrcli_ops
+
+// Width of the vectors in use; a positive argument first narrows them (tests compare instruction sets).
+extern "C" __attribute__((visibility("default"))) int detrcli_ops_vector_bytes(int at_most) {
+  if (const auto* table = at_most > 0 ? detrcli_ops::table_for(at_most) : nullptr) detrcli_ops::kernels = table;
+  return detrcli_ops::kernels->vector_bytes;
+}

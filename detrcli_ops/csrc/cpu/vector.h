@@ -1,0 +1,178 @@
+// Vectors of one instruction set, by the compiler's vector extension: one source for SSE, AVX2, AVX-512 and NEON.
+// DETRCLI_OPS_VECTOR_BYTES is the register width of the translation unit.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace detrcli_ops {
+namespace {
+
+constexpr int kBytes = DETRCLI_OPS_VECTOR_BYTES;
+
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+template <class A>
+struct Lanes;
+
+template <>
+struct Lanes<float> {
+  static constexpr int N = kBytes / 4;
+  typedef float F __attribute__((vector_size(kBytes)));
+  typedef int32_t I __attribute__((vector_size(kBytes)));
+};
+
+template <>
+struct Lanes<double> {
+  static constexpr int N = kBytes / 8;
+  typedef double F __attribute__((vector_size(kBytes)));
+  typedef int32_t I __attribute__((vector_size(kBytes / 2)));
+};
+
+typedef uint16_t U16 __attribute__((vector_size(kBytes / 2)));
+typedef uint32_t U32 __attribute__((vector_size(kBytes)));
+typedef Lanes<float>::F F32;
+typedef Lanes<double>::F F64;
+
+template <class A>
+using Float = typename Lanes<A>::F;
+template <class A>
+using Int = typename Lanes<A>::I;
+
+template <class V, class T>
+inline V load_as(const T* from) {
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <class V, class T>
+inline void store_as(T* to, V v) {
+  std::memcpy(to, &v, sizeof v);
+}
+
+template <class A>
+inline Float<A> splat(A a) {
+  return Float<A>{} + a;
+}
+
+// load: one vector of the working type from any element type.
+inline F32 load(const float* from) { return load_as<F32>(from); }
+inline F64 load(const double* from) { return load_as<F64>(from); }
+inline F32 load(const bf16* from) { return F32(__builtin_convertvector(load_as<U16>(from), U32) << 16); }
+inline F32 load(const f16* from) {
+  const U32 h = __builtin_convertvector(load_as<U16>(from), U32);
+  const U32 magnitude = h & 0x7fff;
+  const F32 finite = F32(magnitude << 13) * 0x1p112f;
+  const U32 bits = magnitude >= 0x7c00 ? (magnitude << 13) | 0x7f800000 : U32(finite);
+  return F32(bits | (h & 0x8000) << 16);
+}
+
+inline void store(float* to, F32 v) { store_as(to, v); }
+inline void store(double* to, F64 v) { store_as(to, v); }
+inline void store(bf16* to, F32 v) {
+  const U32 u = U32(v);
+  const U32 rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  store_as(to, __builtin_convertvector(v == v ? rounded : U32{} + 0x7fc0, U16));
+}
+inline void store(f16* to, F32 v) {
+  for (int i = 0; i < Lanes<float>::N; ++i) {
+    const _Float16 h = static_cast<_Float16>(v[i]);
+    std::memcpy(to + i, &h, 2);
+  }
+}
+
+// The first n lanes only; the others read as zero and are not written.
+template <class A, class E>
+inline Float<A> load_some(const E* from, int64_t n) {
+  E lanes[Lanes<A>::N] = {};
+  std::memcpy(lanes, from, n * sizeof(E));
+  return load(lanes);
+}
+
+template <class A, class E>
+inline void store_some(E* to, Float<A> v, int64_t n) {
+  E lanes[Lanes<A>::N];
+  store(lanes, v);
+  std::memcpy(to, lanes, n * sizeof(E));
+}
+
+template <class A>
+inline A sum(Float<A> v) {
+  A total = 0;
+  for (int i = 0; i < Lanes<A>::N; ++i) total += v[i];
+  return total;
+}
+
+template <class A>
+inline A largest(Float<A> v) {
+  A most = v[0];
+  for (int i = 1; i < Lanes<A>::N; ++i) most = v[i] > most ? v[i] : most;
+  return most;
+}
+
+typedef float F32x4 __attribute__((vector_size(16)));
+
+// Halve until four lanes are left.
+#if DETRCLI_OPS_VECTOR_BYTES == 64
+typedef float F32x8 __attribute__((vector_size(32)));
+inline F32x4 quarter(F32 v) {
+  const F32x8 half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                     __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  return __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+}
+#elif DETRCLI_OPS_VECTOR_BYTES == 32
+inline F32x4 quarter(F32 v) {
+  return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+}
+#else
+inline F32x4 quarter(F32 v) { return v; }
+#endif
+
+// to[i] += sum(v[i]), four sums at once: the transposed sum costs less than four horizontal ones.
+inline void add_sums(float* to, const F32 v[4]) {
+  const F32x4 a = quarter(v[0]), b = quarter(v[1]), c = quarter(v[2]), d = quarter(v[3]);
+  const F32x4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const F32x4 cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  const F32x4 sums = __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+  store_as(to, load_as<F32x4>(to) + sums);
+}
+
+inline void add_sums(double* to, const F64 v[4]) {
+  for (int i = 0; i < 4; ++i) to[i] += sum<double>(v[i]);
+}
+
+// exp to about 2 ulp for float: 2^n * p(r), |r| <= ln(2)/2. Zero below -87; NaN stays NaN.
+inline F32 exp(F32 x) {
+  const F32 high = splat(88.0f), low = splat(-87.0f);
+  const F32 bounded = x > high ? high : (x < low ? low : x);
+  const F32 shifter = splat(0x1.8p23f);
+  const F32 n = (bounded * 0x1.715476p0f + shifter) - shifter;
+  const F32 r = (bounded - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;
+  F32 p = splat(1.0f / 5040);
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const F32 whole = n == n ? n : F32{};
+  const F32 power = F32((__builtin_convertvector(whole, Lanes<float>::I) + 127) << 23);
+  return x < low ? F32{} : p * power;
+}
+
+inline F64 exp(F64 x) {
+  for (int i = 0; i < Lanes<double>::N; ++i) x[i] = ::exp(x[i]);
+  return x;
+}
+
+}  // namespace
+}  // namespace detrcli_ops

@@ -1,0 +1,32 @@
+"""Loads the compiled libraries; the CUDA one only where this torch has CUDA and the wheel was built with it."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Final, Literal
+
+import torch
+
+Isa = Literal["sse4", "avx2", "avx512"]
+VECTOR_BYTES: Final[dict[str, int]] = {"sse4": 16, "avx2": 32, "avx512": 64}
+FOLDER: Final = Path(__file__).parent
+
+torch.ops.load_library(FOLDER / "libdetrcli_ops.so")
+_cpu = ctypes.CDLL(str(FOLDER / "libdetrcli_ops.so"))
+
+if torch.version.cuda is not None and (FOLDER / "libdetrcli_ops_cuda.so").exists():
+    torch.ops.load_library(FOLDER / "libdetrcli_ops_cuda.so")
+
+
+def isa() -> str:
+    """The instruction set in use; on other processors than x86, "native"."""
+    width = _cpu.detrcli_ops_vector_bytes(0)
+    if torch.backends.cpu.get_cpu_capability() in ("NEON", "SVE256"):
+        return "native"
+    return next(name for name, size in VECTOR_BYTES.items() if size == width)
+
+
+def use_isa(name: Isa) -> bool:
+    """Use at most this instruction set, for comparisons; whether it is the one in use now."""
+    return bool(_cpu.detrcli_ops_vector_bytes(VECTOR_BYTES[name]) == VECTOR_BYTES[name])
