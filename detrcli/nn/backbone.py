@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import timm
@@ -55,9 +54,7 @@ def _create(config: BackboneConfig, name: str, *, pretrained: bool) -> Any:
     """The timm network with the wanted maps; built once on the meta device to learn which maps there are."""
     options: dict[str, Any] = {"features_only": True}
     if config.norm != "default":
-        options["norm_layer"] = (
-            FrozenBatchNorm2d if config.norm == "frozen" else partial(timm.layers.GroupNorm, num_groups=8)
-        )
+        options["norm_layer"] = FrozenBatchNorm2d if config.norm == "frozen" else _group_norm
         options["zero_init_last"] = False  # a frozen norm cannot grow out of zero
     if config.dilated:
         options["output_stride"] = 16
@@ -69,6 +66,10 @@ def _create(config: BackboneConfig, name: str, *, pretrained: bool) -> Any:
     return timm.create_model(
         name, pretrained=pretrained, out_indices=[levels.index(i) for i in config.levels], **options
     )
+
+
+def _group_norm(channels: int, **placing: Any) -> nn.Module:
+    return nn.GroupNorm(8, channels, **placing)
 
 
 def _levels(model: Any, dilated: bool) -> list[int]:

@@ -242,10 +242,10 @@ def _signals() -> Iterator[Callable[[], int | None]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         seen.append(number)
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for which, handler in before.items():
+            signal.signal(which, handler)
 
-    before: dict[int, Any] = {}
+    before: dict[signal.Signals, Any] = {}
     try:
         for one in (signal.SIGINT, signal.SIGTERM):
             before[one] = signal.signal(one, note)
@@ -254,5 +254,5 @@ def _signals() -> Iterator[Callable[[], int | None]]:
     try:
         yield lambda: seen[0] if seen else None
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for which, handler in before.items():
+            signal.signal(which, handler)
