@@ -150,8 +150,8 @@ def test_one_layer_of_the_decoder(rcnn):
 
     own = {"self_attn.": "self_attn.", "norm1.": "norm1.", "norm2.": "norm2.", "norm3.": "norm3.", **LAYER}
     layer = part(DynamicDecoderLayer(CONFIG), own)
-    class_head = part(Head(32, 1, 5), {"cls_module.": "", "class_logits.": "3."})
-    box_head = part(Head(32, 3, 4), {"reg_module.": "", "bboxes_delta.": "9."})
+    class_head = part(Head(32, 1, 5), {"cls_module.": "hidden.", "class_logits.": "answer."})
+    box_head = part(Head(32, 3, 4), {"reg_module.": "hidden.", "bboxes_delta.": "answer."})
     features = rcnn["rcnnhead.roi_features"].flatten(2).mT.unflatten(0, (2, 6))
     query = layer(rcnn["rcnnhead.pro_features"], features)
     same(query, rcnn["rcnnhead.obj_features"].view(2, 6, 32))

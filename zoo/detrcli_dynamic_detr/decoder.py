@@ -38,8 +38,8 @@ class DynamicFilters(nn.Module):
         x = features
         for weight, shape, norm in zip(filters, self.shapes, self.norms, strict=True):
             x = norm(x @ weight.unflatten(-1, shape)).relu()
-        x = self.output_norm(self.output(x.flatten(-2)))
-        return x.relu()
+        out: Tensor = self.output_norm(self.output(x.flatten(-2))).relu()
+        return out
 
 
 class DynamicDecoderLayer(nn.Module):
@@ -61,14 +61,20 @@ class DynamicDecoderLayer(nn.Module):
         return query
 
 
-class Head(nn.Sequential):
+class Head(nn.Module):
     """Hidden layers of (linear, norm, ReLU) and a linear answer."""
 
     def __init__(self, width: int, hidden: int, answers: int) -> None:
+        super().__init__()
         layers: list[nn.Module] = []
         for _ in range(hidden):
             layers += [nn.Linear(width, width, bias=False), nn.LayerNorm(width), nn.ReLU()]
-        super().__init__(*layers, nn.Linear(width, answers))
+        self.hidden = nn.Sequential(*layers)
+        self.answer = nn.Linear(width, answers)
+
+    def forward(self, query: Tensor) -> Tensor:
+        out: Tensor = self.answer(self.hidden(query))
+        return out
 
 
 def move(boxes: Tensor, deltas: Tensor, weights: tuple[float, float, float, float]) -> Tensor:

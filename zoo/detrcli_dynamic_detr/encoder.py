@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detrcli_dynamic_detr.config import Operators, DynamicDetrConfig, NeighbourOrder, Operators
+from detrcli_dynamic_detr.config import DynamicDetrConfig, NeighbourOrder, Operators
 from detrcli_dynamic_detr.operators import TAPS, deform_conv2d
 
 Sampling = tuple[Tensor, Tensor]  # offsets (B, 18, H, W) and masks (B, 9, H, W)
@@ -51,7 +51,8 @@ class ScaleAttention(nn.Module):
 
     def weight_of(self, branch: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 1) in [0.5, 1]."""
-        return F.hardsigmoid(self.weigh(branch.mean((2, 3))).relu())
+        weight: Tensor = self.weigh(branch.mean((2, 3)))
+        return F.hardsigmoid(weight.relu())
 
 
 class ModulatedConv(nn.Module):
@@ -87,8 +88,8 @@ class DynamicEncoderLayer(nn.Module):
         self.scale_attention = ScaleAttention(width)
         self.activation = DyReLU(width, config.dyrelu_reduction)
         if config.offset_init == "zero":
-            nn.init.zeros_(self.offset.weight)
-            nn.init.zeros_(self.offset.bias)
+            for parameter in self.offset.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         return [self.activation(self.scale_attention(self._branches(maps, i))) for i in range(len(maps))]
@@ -129,4 +130,4 @@ class DynamicEncoder(nn.Module):
 
 
 def _resize(x: Tensor, size: Sequence[int], *, align: bool) -> Tensor:
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align)
+    return F.interpolate(x, size=list(size), mode="bilinear", align_corners=align)

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from detrcli.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detrcli.errors import ModelError
 from detrcli.nn.backbone import Backbone
 from detrcli.types import Output
@@ -25,7 +26,7 @@ PRIOR = 0.01  # probability that focal models give every class at first (RetinaN
 class DynamicDetr(nn.Module):
     """images (B, 3, H, W), mask (B, H, W) -> logits (B, Q, K), or (B, Q, K + 1) with softmax, and boxes (B, Q, 4).
 
-    Boxes are not bound to the picture: the loss needs to see by how much they leave it. Postprocessing clips them.
+    While training, boxes may leave the picture: the loss needs to see by how much. Otherwise they are clipped to it.
     """
 
     def __init__(self, config: DynamicDetrConfig, num_classes: int) -> None:
@@ -57,8 +58,9 @@ class DynamicDetr(nn.Module):
                 if parameter.dim() > 1:
                     nn.init.xavier_uniform_(parameter)
         if config.class_loss == "focal":
-            for head in self.class_heads:
-                nn.init.constant_(head[-1].bias, -math.log((1 - PRIOR) / PRIOR))
+            for name, parameter in self.class_heads.named_parameters():
+                if name.endswith("answer.bias"):
+                    nn.init.constant_(parameter, -math.log((1 - PRIOR) / PRIOR))
         self.box_embed.weight.data.copy_(torch.tensor(config.start_box).expand_as(self.box_embed.weight))
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Output:
@@ -76,7 +78,7 @@ class DynamicDetr(nn.Module):
         for layer, class_head, box_head in zip(self.decoder, self.class_heads, self.box_heads, strict=True):
             query = layer(query, self.pool(canvas, boxes, sizes))
             moved = move(boxes, box_head(query), self.delta_weights)
-            answers.append(Output(class_head(query), moved))
+            answers.append(Output(class_head(query), moved if self.training else clipped(moved)))
             boxes = moved.detach()  # each layer learns its own step; only the start is learned through
         return answers
 
@@ -85,6 +87,11 @@ def picture_sizes(mask: Tensor) -> Tensor:
     """Height and width without padding, (B, 2), at least 1."""
     valid = ~mask
     return torch.stack((valid.any(2).sum(1), valid.any(1).sum(1)), 1).clamp(min=1)
+
+
+def clipped(boxes: Tensor) -> Tensor:
+    """Normalised cxcywh with every edge inside the picture."""
+    return xyxy_to_cxcywh(cxcywh_to_xyxy(boxes).clamp(0, 1))
 
 
 def _check_strides(config: DynamicDetrConfig, strides: tuple[int, ...]) -> None:

@@ -54,7 +54,7 @@ def roi_align(x: Tensor, boxes: Tensor, *, size: int, samples: int, form: Operat
     with torch.autocast(x.device.type, enabled=False):
         if form == "auto" and _gathers(x):
             return gathered_roi_align(x, boxes, size, samples)
-        image = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None]
+        image = _count(len(boxes), boxes)[:, None, None]
         rois = torch.cat((image.expand(-1, boxes.shape[1], 1), boxes), -1).flatten(0, 1)
         bins = torchvision.ops.roi_align(x, rois.to(x.dtype), size, sampling_ratio=samples, aligned=True)
         answer: Tensor = bins.unflatten(0, boxes.shape[:2]).flatten(-2).mT
@@ -78,13 +78,12 @@ def gathered(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tens
 def gathered_roi_align(x: Tensor, boxes: Tensor, size: int, samples: int) -> Tensor:
     """`roi_align` with each bin as a weighted sum of (2 · samples)² pixels."""
     height, width = x.shape[-2:]
-    step = (torch.arange(size * samples, dtype=x.dtype, device=x.device) + 0.5) / (size * samples)
+    step = (_count(size * samples, x) + 0.5) / (size * samples)
     sides = boxes[..., 2:] - boxes[..., :2]
     place = boxes[..., :2, None] + sides[..., None] * step - 0.5  # (B, Q, 2, size * samples)
-    (columns, x_share), (rows, y_share) = (
-        [part.unflatten(2, (size, samples)).flatten(3) for part in neighbours(place[:, :, axis], extent)]
-        for axis, extent in ((0, width), (1, height))
-    )
+    bins = (*boxes.shape[:2], size, 2 * samples)
+    columns, x_share = (part.view(bins) for part in neighbours(place[:, :, 0], width))
+    rows, y_share = (part.view(bins) for part in neighbours(place[:, :, 1], height))
     pixel = rows[:, :, :, None, :, None] * width + columns[:, :, None, :, None, :]
     share = y_share[:, :, :, None, :, None] * x_share[:, :, None, :, None, :] / samples**2
     return weighted_pixels(x, pixel.flatten(4), share.flatten(4)).flatten(2, 3)
@@ -118,11 +117,10 @@ def sampled(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tenso
 def places(offset: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     """Row and column, in pixels of the input, where each tap reads: (B, 9, H', W') each."""
     batch, _, height, width = offset.shape
-    kind = {"dtype": offset.dtype, "device": offset.device}
-    tap = torch.arange(-1, 2, **kind)
     dy, dx = offset.view(batch, TAPS, 2, height, width).unbind(2)
-    y = dy + (torch.arange(height, **kind) * stride)[:, None] + tap.repeat_interleave(3).view(TAPS, 1, 1)
-    x = dx + torch.arange(width, **kind) * stride + tap.repeat(3).view(TAPS, 1, 1)
+    tap = _count(3, offset) - 1
+    y = dy + (_count(height, offset) * stride)[:, None] + tap.repeat_interleave(3).view(TAPS, 1, 1)
+    x = dx + _count(width, offset) * stride + tap.repeat(3).view(TAPS, 1, 1)
     return y, x
 
 
@@ -133,6 +131,10 @@ def neighbours(place: Tensor, size: int) -> tuple[Tensor, Tensor]:
     share = torch.stack((1 - (place - low), place - low), -1)
     inside = (both >= 0) & (both <= size - 1)
     return both.clamp(0, size - 1).long(), share * inside
+
+
+def _count(size: int, like: Tensor) -> Tensor:
+    return torch.arange(size, dtype=like.dtype, device=like.device)
 
 
 def _single(x: Tensor) -> Tensor:

@@ -76,15 +76,7 @@ def _build_criterion(config: DynamicDetrConfig, num_classes: int) -> Criterion:
 def _postprocess(config: DynamicDetrConfig, output: Output, sizes: Tensor) -> list[Detections]:
     from detrcli.postprocess import sigmoid_topk, softmax_best
 
-    inside = replace(output, boxes=clipped(output.boxes))
-    return softmax_best(inside, sizes) if config.class_loss == "softmax" else sigmoid_topk(inside, sizes)
-
-
-def clipped(boxes: Tensor) -> Tensor:
-    """Normalised cxcywh with every edge inside the picture."""
-    from detrcli.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-
-    return xyxy_to_cxcywh(cxcywh_to_xyxy(boxes).clamp(0, 1))
+    return softmax_best(output, sizes) if config.class_loss == "softmax" else sigmoid_topk(output, sizes)
 
 
 VARIANTS = (
