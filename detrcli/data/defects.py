@@ -66,9 +66,6 @@ KINDS: dict[str, Kind] = {
         "note", "boxes that only make sense as corners (x1, y1, x2, y2): read as such", "converted"
     ),
     "empty-image": Kind("note", "an image without objects: a negative example", "kept"),
-    "no-objects": _fatal("no object at all: nothing to learn or to evaluate", "none"),
-    "no-categories": _fatal("no category at all", "none"),
-    "no-images": _fatal("no image at all", "none"),
     "missing-file": _fatal("a picture that is listed but not there", "dropped"),
     "unreadable-image": Kind("error", "a picture that cannot be decoded", "dropped"),
     "size-differs": Kind("error", "a picture whose size is not the annotated one", "dropped"),
@@ -85,6 +82,10 @@ KINDS: dict[str, Kind] = {
     "bad-line": _fatal("a line of a label file that cannot be read", "dropped"),
     "bad-xml": _fatal("an annotation file that cannot be read", "dropped"),
     "no-label-file": Kind("note", "a picture without a label file: a negative example", "kept"),
+    # consequences of the others, so named last
+    "no-objects": _fatal("no object at all: nothing to learn or to evaluate", "none"),
+    "no-categories": _fatal("no category at all", "none"),
+    "no-images": _fatal("no image at all", "none"),
 }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from detrcli.data.annotations import Annotations, Array, Dataset, Strings
-from detrcli.data.defects import Defects
+from detrcli.data.defects import KEPT, Defects
 from detrcli.data.formats.files import Files
 
 QUERIES = 100  # of DETR, the fewest of the zoo: more objects than these cannot all be found
@@ -71,6 +71,9 @@ def duplicates(a: Annotations) -> Array:
 
 
 def _report(defects: Defects, kind: str, dataset: Dataset, rows: Array) -> None:
+    """All rows are counted, the first thousand described."""
+    defects.counts[kind] += max(0, len(rows) - KEPT)
+    rows = rows[:KEPT]
     a = dataset.annotations
     images = np.searchsorted(a.offsets, rows, side="right") - 1
     for row, image in zip(rows.tolist(), images.tolist(), strict=True):
