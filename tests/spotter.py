@@ -18,7 +18,7 @@ from detrcli.types import Categories, Output
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 CATEGORIES = Categories((3, 17), ("red spot", "blue spot"))
-PREPROCESS = Preprocess(short_side=256, long_side=512, mean=(0, 0, 0), std=(1, 1, 1))
+PREPROCESS = Preprocess(short_side=240, long_side=512, mean=(0, 0, 0), std=(1, 1, 1))
 SMALLEST = 8  # pixels of the input in width and height, below which a spot is not seen
 QUERIES = 120
 
