@@ -31,7 +31,7 @@ CLASS_COLUMNS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1
 def evaluate(
     data: Annotated[str, typer.Argument(help="A data set: name, folder or COCO file.", metavar="DATA")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="FAMILY[/VARIANT]; see detr zoo list.")
+        str | None, typer.Option("--model", "-m", help="FAMILY or FAMILY/VARIANT; see detr zoo list.")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="A file, a run or OWNER/REPO on the Hub.")] = None,
     detections: Annotated[
