@@ -16,6 +16,7 @@ Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 SMALL = 480  # pictures with a shorter long side are enlarged: no label fits in 100 pixels
+LONGEST = 28  # letters of a name on a label
 GOLDEN = 0.618033988749895  # turns of the hue between neighbouring ids: the most even spread for any number of classes
 
 # Fonts that cover more than Latin, in the places where systems keep them; the first that has every letter is taken.
@@ -69,7 +70,7 @@ def ink_on(colour: Colour) -> Colour:
 def label_of(found: Detection, size: int = 16, *, scores: bool = True) -> str:
     """`name 0.98`; a name that no font here can draw is replaced by the class id."""
     name = " ".join(found.name.split())
-    name = name if len(name) <= 40 else name[:39] + "…"
+    name = name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
     if _covering(name, size) is None:
         name = f"class {found.category_id}"
     return f"{name} {found.score:.2f}" if scores else name
