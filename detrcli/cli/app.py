@@ -43,6 +43,7 @@ def options(
     console.settings.quiet = quiet
     console.settings.verbose = verbose
     console.settings.debug = console.settings.debug or debug
+    console.listen()
 
 
 def _register() -> None:

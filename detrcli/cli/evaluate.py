@@ -29,7 +29,7 @@ CLASS_COLUMNS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1
 def evaluate(
     data: Annotated[str, typer.Argument(help="A data set: name, folder or COCO file.", metavar="DATA")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="FAMILY[/VARIANT]; see detr zoo list.")
+        str | None, typer.Option("--model", "-m", help="FAMILY or FAMILY/VARIANT; see detr zoo list.")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="A file, a run or OWNER/REPO on the Hub.")] = None,
     detections: Annotated[
@@ -42,7 +42,7 @@ def evaluate(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps; without it the fastest.")
     ] = None,
-    amp: Annotated[bool, typer.Option("--amp", help="Compute in 16 bits.")] = False,
+    amp: Annotated[Literal["bf16", "off"], typer.Option(help="Compute in 16 bits, or not.")] = "off",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
     scorer: Annotated[Scorer, typer.Option(help="What computes the numbers.")] = "auto",
     per_class: Annotated[bool, typer.Option("--per-class", help="Show a table of the classes.")] = False,

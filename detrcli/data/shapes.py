@@ -184,7 +184,7 @@ def _paint(preset: Preset, things: list[Thing], rng: np.random.Generator) -> Arr
 def _spread(size: int) -> Array:
     """(size, 4): linear interpolation from four knots."""
     place = np.linspace(0, 3, size)[:, None] - np.arange(4)
-    return np.maximum(0, 1 - np.abs(place)).astype(np.float32)
+    return np.asarray(np.maximum(0, 1 - np.abs(place)), np.float32)
 
 
 def _colour(preset: Preset, label: int, behind: Array, rng: np.random.Generator) -> Array:

@@ -161,6 +161,8 @@ def _draw_label(pen: ImageDraw.ImageDraw, place: Box, text: str, font: Font, col
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Write a JPEG or PNG, as the name says."""
-    options = {"quality": 92, "subsampling": 0} if path.suffix.lower() in (".jpg", ".jpeg") else {}
-    picture.save(path, **options)
+    """Write a JPEG or, for any other name, a PNG; packed fast, since pictures of results are looked at and deleted."""
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        picture.save(path, "JPEG", quality=92, subsampling=0)
+    else:
+        picture.save(path, "PNG", compress_level=1)

@@ -51,6 +51,11 @@ class LoadReport:
     copied_classes: tuple[str, ...] = ()  # classes whose rows were taken over, by name
 
     @property
+    def only_rows(self) -> bool:
+        """All tensors of other shape differ by one number of rows: the file has more or fewer classes."""
+        return all(_only_rows(r) for r in self.reshaped) and len(_more_rows(self)) <= 1
+
+    @property
     def problems(self) -> int:
         return len(self.missing) + len(self.unexpected) + len(self.reshaped)
 
@@ -121,7 +126,7 @@ def recognise(
     tensors: Mapping[str, Tensor], family: Family[Any], config: Any, shapes: Mapping[str, tuple[int, ...]]
 ) -> str:
     """The layout under whose map the file fits best, tried on shapes alone; ours wins a tie."""
-    empty = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()}
+    empty = _empty(tensors)
     best, fewest = NATIVE, None
     for layout in (NATIVE, *family.key_maps):
         try:
@@ -150,15 +155,28 @@ def compare(mapped: Mapped, shapes: Mapping[str, tuple[int, ...]], layout: str) 
     )
 
 
+def fit(tensors: Mapping[str, Tensor], family: Family[Any], config: Any, module: nn.Module) -> LoadReport:
+    """How a file would fit a module, which may be on the meta device; nothing is loaded."""
+    shapes = _shapes(module)
+    layout = recognise(tensors, family, config, shapes)
+    return compare(keymap.apply(_map(family, layout, config), _empty(tensors)), shapes, layout)
+
+
 def count_classes(
     tensors: Mapping[str, Tensor], family: Family[Any], config: Any, num_classes: int, module: nn.Module
 ) -> int:
     """The classes of a file that does not say: those of `module` (built for `num_classes`) and what its heads have more."""
-    shapes = _shapes(module)
-    layout = recognise(tensors, family, config, shapes)
-    mapped = keymap.apply(_map(family, layout, config), tensors)
-    more = {r.file[0] - r.model[0] for r in compare(mapped, shapes, layout).reshaped if _only_rows(r)}
+    more = _more_rows(fit(tensors, family, config, module))
     return num_classes + more.pop() if len(more) == 1 else num_classes
+
+
+def _more_rows(report: LoadReport) -> set[int]:
+    return {r.file[0] - r.model[0] for r in report.reshaped if _only_rows(r)}
+
+
+def _empty(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The shapes alone."""
+    return {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()}
 
 
 def _map(family: Family[Any], layout: str, config: Any) -> KeyMap:
