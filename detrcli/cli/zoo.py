@@ -54,7 +54,9 @@ def list_models(
 
 @app.command("info")
 def info(
-    name: Annotated[str, typer.Argument(metavar="MODEL", help="FAMILY or FAMILY/VARIANT.", autocompletion=model_names)],
+    name: Annotated[
+        str, typer.Argument(metavar="MODEL", help="FAMILY or FAMILY/VARIANT.", autocompletion=model_names)
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show a paper with its page, or one variant with its numbers, recipes, configuration and weights."""
