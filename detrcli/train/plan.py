@@ -110,8 +110,8 @@ def choose_recipe(recipes: tuple[Recipe, ...], epochs: int | None) -> Recipe:
 
 def _with_flags(recipe: Recipe, request: Request) -> Recipe:
     if request.epochs is not None and request.epochs != recipe.epochs:
-        drop = recipe.lr_drop and max(1, round(recipe.lr_drop * request.epochs / recipe.epochs))
-        recipe = replace(recipe, epochs=request.epochs, lr_drop=drop)
+        drops = tuple(max(1, round(epoch * request.epochs / recipe.epochs)) for epoch in recipe.drops)
+        recipe = replace(recipe, epochs=request.epochs, lr_drop=drops or None)
     if request.batch_size is not None:
         recipe = replace(recipe, batch_size=request.batch_size)
     if request.lr is not None:
