@@ -96,5 +96,5 @@ def unknown(what: str, name: str, known: Iterable[str], *, see: str | None = Non
     elif known and len(known) <= 12:
         hint = f"known: {', '.join(known)}"
     else:
-        hint = f"see: {see}" if see else None
-    return UsageError(f"unknown {what} {name!r}", hint=hint)
+        hint = f"see: {see}" if see else ""
+    return UsageError(f"unknown {what} {name!r}", hint=hint or None)

@@ -51,7 +51,9 @@ class Target:
 
     labels: Tensor  # (T,) int64
     boxes: Tensor  # (T, 4)
-    extras: dict[str, Tensor] = field(default_factory=dict)  # what a paper asks for through `needs`, e.g. masks
+    extras: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # what a paper asks for through `needs`, e.g. masks
 
     def to(self, device: torch.device | str) -> Target:
         return Target(
@@ -89,6 +91,10 @@ class Batch:
             targets=tuple(target.to(device) for target in self.targets),
             original_sizes=self.original_sizes.to(device, non_blocking=True),
         )
+
+    def pin_memory(self) -> Batch:
+        """Called by the loader of torch, so that the pictures travel to a GPU beside the computation."""
+        return replace(self, images=self.images.pin_memory(), mask=self.mask.pin_memory())
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +142,9 @@ class Detector(Protocol):
 
 
 class Criterion(Protocol):
-    """The training loss of a paper. `num_boxes` normalises; by default the mean over ranks of this batch's objects."""
+    """The training loss of a paper. `num_boxes` is the mean number of objects of one backward pass (over ranks and accumulated
+    parts), by which losses are normalised; without it, the mean over ranks for this batch."""
 
-    def __call__(self, output: Output, targets: Sequence[Target], num_boxes: float | None = None) -> Losses: ...
+    def __call__(
+        self, output: Output, targets: Sequence[Target], num_boxes: float | None = None
+    ) -> Losses: ...

@@ -1,0 +1,5 @@
+"""The console script `detr`."""
+
+from detrcli.cli.app import main
+
+__all__ = ["main"]

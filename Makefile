@@ -1,0 +1,47 @@
+# Every target makes .venv and installs what it needs; Python >= 3.11 and make are all that is assumed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+OPS    := $(VENV)/.ops
+DEMO   ?= detr/tiny
+
+.PHONY: help install demo test lint docs bench clean
+help:            ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+install: $(READY) $(OPS)  ## .venv with detrcli, its test tools and, where a C++ compiler is, the native operators
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "detrcli needs Python >= 3.11; name one: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev,parity,onnx,eval]'
+	touch $@
+
+$(OPS): $(READY) $(shell find detrcli_ops/csrc detrcli_ops/src detrcli_ops/pyproject.toml detrcli_ops/CMakeLists.txt -type f 2>/dev/null)
+	@if command -v c++ >/dev/null; then \
+	  $(BIN)/python -m pip install --quiet ./detrcli_ops; \
+	else echo "no C++ compiler: the operators run in plain torch"; fi
+	touch $@
+
+demo: install    ## train, evaluate and predict on pictures drawn for the purpose; about three minutes
+	$(BIN)/python -m tests.demo --model $(DEMO)
+
+test: install    ## everything
+	$(BIN)/python -m pytest -n 2
+
+lint: $(READY)   ## style, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+
+docs: $(READY)   ## rewrite the generated pages: command reference, zoo table
+	$(BIN)/python docs/generate.py
+
+bench: install   ## measure; each figure is a ratio within one run
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/criterion.py
+
+clean:           ## forget .venv and what was built
+	rm -rf $(VENV) build dist *.egg-info detrcli_ops/build

@@ -1,0 +1,87 @@
+"""The command line: parse, call a verb, show what it returned. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from detrcli.cli import console
+from detrcli.errors import DetrError
+from detrcli.version import __version__
+
+app = typer.Typer(
+    name="detr",
+    help="Detection transformers: train, evaluate, predict, profile and export DETR and the papers that followed.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        console.say(f"detr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")] = False,
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Say more about what is done.")
+    ] = 0,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (also DETR_DEBUG=1).")] = False,
+) -> None:
+    console.settings.quiet = quiet
+    console.settings.verbose = verbose
+    console.settings.debug = console.settings.debug or debug
+    console.listen()
+
+
+def _register() -> None:
+    """Verbs first, in the order of a project's life; then the catalogues."""
+    from detrcli.cli import data, env, evaluate, predict, train, zoo
+
+    app.command("train")(train.train)
+    app.command("eval")(evaluate.evaluate)
+    app.command("predict")(predict.predict)
+    app.add_typer(zoo.app, name="zoo")
+    app.add_typer(data.app, name="data")
+    app.command("env")(env.env)
+
+
+_register()
+
+
+def main() -> None:
+    """The console script. Users' mistakes end in one line and the exit code of their kind, never in a traceback."""
+    try:
+        app()
+    except DetrError as error:
+        if console.settings.debug:
+            traceback.print_exc()
+        console.show_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # the reader of stdout has gone; that is no failure of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if console.settings.debug:
+            raise
+        console.show_error(_unexpected(error))
+        sys.exit(1)
+
+
+def _unexpected(error: Exception) -> DetrError:
+    hint = "this is a defect of detrcli: please report it with the output of the same command with --debug"
+    return DetrError(f"{type(error).__name__}: {error}", hint=hint)

@@ -1,0 +1,185 @@
+"""What a person sees: data on stdout, everything else on stderr; rich on a terminal, plain lines elsewhere.
+
+rich is imported where something is drawn, so that `detr --help` and shell completion do not pay for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from detrcli.errors import DetrError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SCHEMA_VERSION = 1  # of every JSON document that `detr` prints
+
+
+@dataclass(slots=True)
+class Settings:
+    """What the global options said; one process has one terminal, so there is one of these."""
+
+    quiet: bool = False
+    verbose: int = 0
+    debug: bool = bool(os.environ.get("DETR_DEBUG"))
+    json: bool = False  # set by a command's --json, so that errors become JSON too
+
+
+settings = Settings()
+
+
+def stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def stdout() -> Console:
+    """For tables. In a pipe nothing is cut: a table is as wide as it needs to be."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 400)
+
+
+def note(text: str) -> None:
+    """One line about what is going on; --quiet silences it."""
+    if not settings.quiet:
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def detail(text: str) -> None:
+    """A line for -v only."""
+    if settings.verbose and not settings.quiet:
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def listen() -> None:
+    """Show what the library has to tell: one line each, on stderr."""
+    import logging
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            (detail if record.levelno < logging.INFO else note)(record.getMessage())
+
+    logger = logging.getLogger("detrcli")
+    logger.handlers = [Notes()]
+    logger.setLevel(
+        logging.WARNING if settings.quiet else logging.DEBUG if settings.verbose else logging.INFO
+    )
+
+
+def say(text: str) -> None:
+    """A line of data on stdout."""
+    print(text, flush=True)  # noqa: T201
+
+
+def emit_json(document: dict[str, Any]) -> None:
+    """The one JSON document of a command."""
+    say(json.dumps({"schema_version": SCHEMA_VERSION, **document}, ensure_ascii=False, allow_nan=False))
+
+
+def show_error(error: DetrError) -> None:
+    """`error: what` and `hint: what to type next`; with --json the same as a document on stdout."""
+    if settings.json:
+        body = {
+            "kind": error.kind,
+            "message": error.message,
+            "hint": error.hint,
+            "exit_code": error.exit_code,
+        }
+        emit_json({"error": body})
+        return
+    print(f"error: {error.message}", file=sys.stderr)  # noqa: T201
+    if error.hint:
+        print(f"  hint: {error.hint}", file=sys.stderr)  # noqa: T201
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    title: str | None = None,
+    right: Sequence[str] = (),
+) -> None:
+    """A table on stdout; columns named in `right` are aligned right."""
+    from rich import box
+    from rich.table import Table
+
+    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        drawn.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*row)
+    stdout().print(drawn)
+
+
+def markdown(text: str) -> None:
+    """A page on stdout: drawn on a terminal, as it is in a pipe."""
+    if not sys.stdout.isatty():
+        say(text)
+        return
+    from rich.markdown import Markdown
+
+    stdout().print(Markdown(text))
+
+
+class Ticker:
+    """Counts work done; `tell` replaces the words beside the count."""
+
+    def __init__(self, draw: Any, task: Any) -> None:
+        self._draw, self._task = draw, task
+
+    def advance(self, by: int = 1) -> None:
+        self._draw.advance(self._task, by)
+
+    def tell(self, text: str) -> None:
+        self._draw.update(self._task, text=text)
+
+
+class _PlainLines:
+    """Progress without a terminal: a whole line now and then, never a carriage return."""
+
+    def __init__(self, what: str, total: int | None, done: int, every: float = 10.0) -> None:
+        self.what, self.total, self.every = what, total, every
+        self.done, self.text = done, ""
+        self.started = self.told = time.monotonic()
+
+    def advance(self, task: Any, by: int) -> None:
+        self.done += by
+        now = time.monotonic()
+        if now - self.told >= self.every:
+            self.told = now
+            self._line(now)
+
+    def update(self, task: Any, text: str) -> None:
+        self.text = text
+
+    def _line(self, now: float) -> None:
+        of = f"/{self.total}" if self.total else ""
+        note(f"{self.what} {self.done}{of} {self.text} {now - self.started:.0f}s".replace("  ", " "))
+
+
+@contextmanager
+def progress(what: str, total: int | None = None, done: int = 0) -> Iterator[Ticker]:
+    """A progress bar on a terminal, a plain line every ten seconds elsewhere, silence with --quiet."""
+    if settings.quiet or settings.json or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield Ticker(_PlainLines(what, total, done), None)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr(), transient=True) as bar:
+        yield Ticker(bar, bar.add_task(what, total=total, completed=done, text=""))

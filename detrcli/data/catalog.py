@@ -1,0 +1,205 @@
+"""From what the user typed to a `Dataset`: built-in names, registered names, paths, the Hub.
+
+    shapes, shapes:hard          synthetic, drawn from a seed
+    coco, my_data                a folder of that name under --data-root or a folder of DETR_DATA, or a table in
+                                 ./datasets.toml or ~/.config/detrcli/datasets.toml
+    ./folder, x.json, x.yaml     a path; its format is recognised
+    hf:owner/name                a data set on the Hugging Face Hub
+
+A name is never taken for a path of the same spelling further away: what exists as a path wins, then the roots in order.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from detrcli.data import layouts, shapes
+from detrcli.data.annotations import Dataset
+from detrcli.data.layouts import SPLITS, Loader, Options, split_name
+from detrcli.data.structure import missing_files, repair, structure
+from detrcli.errors import DataError, UsageError, nearest
+
+BadData: TypeAlias = Literal["error", "skip"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A data set that was found: its splits, not loaded yet."""
+
+    name: str
+    format: str
+    splits: Mapping[str, Loader]
+
+    def load(self, split: str, options: Options = Options()) -> Dataset:
+        """One split, with what its arrays show in `defects`."""
+        wanted = split_name(split)
+        if wanted not in self.splits:
+            raise DataError(
+                f"{self.name} has no split {split!r}, only {', '.join(self.splits)}",
+                hint=f"make one: detr data split {self.name} OUT",
+            )
+        dataset = self.splits[wanted](options)
+        dataset.defects.merge(structure(dataset))
+        return dataset
+
+
+def resolve(
+    name: str, split: str, data_root: Path | None = None, *, masks: bool = False, bad_data: BadData = "error"
+) -> Dataset:
+    """One split of the data set that `name` means, checked as far as that costs seconds.
+
+    Defects that falsify training or evaluation are refused, or with `bad_data="skip"` left out; what was found is in
+    `defects` either way.
+    """
+    skip = bad_data == "skip"
+    dataset = find(name, data_root).load(split, Options(masks=masks, strict=not skip))
+    absent = missing_files(dataset)
+    for file in absent:
+        dataset.defects.add("missing-file", file)
+    dataset.defects.refuse(name, skip=skip)
+    if not skip:
+        return dataset
+    found = dataset.defects
+    dataset = repair(dataset, absent)
+    dataset.defects.merge(found)
+    return dataset
+
+
+def find(name: str, data_root: Path | None = None) -> Source:
+    """What `name` means; its files are recognised, not read."""
+    if name == "shapes" or name.startswith("shapes:"):
+        return _shapes(name)
+    if name.startswith("hf:"):
+        return _source(name, layouts.hub(name))
+    path = Path(name).expanduser()
+    if _exists(path):
+        return recognise(path, name)
+    if path.suffix or len(path.parts) != 1:
+        raise UsageError(f"no such file or folder: {name}", hint=_similar_paths(path))
+    places = [root / name for root in roots(data_root)]
+    for place in places:
+        if _exists(place):
+            return recognise(place, name)
+    for file in registers():
+        if name in (table := _read_register(file)):
+            return _registered(name, table[name], file)
+    raise _unknown(name, [*places, *registers()], data_root)
+
+
+def roots(data_root: Path | None = None) -> list[Path]:
+    """Folders of data sets: --data-root, the folders of DETR_DATA, `./data`."""
+    listed = [Path(p).expanduser() for p in os.environ.get("DETR_DATA", "").split(os.pathsep) if p]
+    return [*([data_root] if data_root else []), *listed, Path("data")]
+
+
+def registers() -> list[Path]:
+    """Files that name data sets: the project's, then the user's."""
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    return [Path("datasets.toml"), config / "detrcli" / "datasets.toml"]
+
+
+def names(data_root: Path | None = None) -> list[str]:
+    """Every name that can be typed here, for completion and hints."""
+    found = ["shapes", "shapes:hard"]
+    for root in roots(data_root):
+        found += sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    for file in registers():
+        found += _read_register(file)
+    return list(dict.fromkeys(found))
+
+
+def recognise(path: Path, name: str) -> Source:
+    """The data set at an existing path."""
+    found = layouts.at(path, name)
+    if found is None:
+        raise DataError(f"{path}: no data set that detr can read", hint=layouts.KNOWN)
+    return _source(name, found)
+
+
+def _source(name: str, found: layouts.Found) -> Source:
+    splits = found.splits
+    ordered = [*(s for s in SPLITS if s in splits), *(s for s in splits if s not in SPLITS)]
+    return Source(name, found.format, {split: splits[split] for split in ordered})
+
+
+def _shapes(name: str) -> Source:
+    preset = name.partition(":")[2] or "easy"
+    shapes.preset_named(preset)
+
+    def loader(split: str) -> Loader:
+        return lambda options: shapes.load_shapes(preset, split)
+
+    return Source(name, "shapes", {split: loader(split) for split in SPLITS})
+
+
+def _read_register(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file}: {error}", hint='it holds tables such as: [mine] path = "/data/mine"'
+        ) from None
+
+
+def _registered(name: str, table: Any, file: Path) -> Source:
+    """`[mine] path = "…"`, or for each split `train = {annotations = "….json", images = "…"}`."""
+    if isinstance(table, dict) and isinstance(table.get("path"), str) and len(table) == 1:
+        place = file.parent / Path(table["path"]).expanduser()
+        if not place.exists():
+            raise DataError(f"{file}: [{name}] path {place} is not there")
+        return recognise(place, name)
+    splits = dict(_registered_splits(name, table, file))
+    return _source(name, layouts.Found("coco", splits))
+
+
+def _registered_splits(name: str, table: Any, file: Path) -> Iterator[tuple[str, Loader]]:
+    for split, entry in table.items() if isinstance(table, dict) else ():
+        if not isinstance(entry, dict) or set(entry) != {"annotations", "images"}:
+            break
+        places = [file.parent / Path(str(entry[key])).expanduser() for key in ("annotations", "images")]
+        yield split_name(split), layouts.coco_loader(places[0], places[1], name, split_name(split))
+    else:
+        return
+    raise DataError(
+        f"{file}: [{name}] is not understood",
+        hint='write path = "FOLDER", or for each split: train = {annotations = "FILE.json", images = "FOLDER"}',
+    )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long for a path, a NUL
+        return False
+
+
+def _unknown(name: str, places: list[Path], data_root: Path | None) -> DataError | UsageError:
+    looked = ", ".join(str(place) for place in places)
+    if name == "coco":
+        return DataError(
+            f"coco is not on this machine (looked in {looked})",
+            hint="expected: coco/annotations/instances_{train,val}2017.json, coco/train2017/, coco/val2017/; from "
+            "http://images.cocodataset.org fetch zips/train2017.zip, zips/val2017.zip and "
+            "annotations/annotations_trainval2017.zip, unpack them there, or say --data-root FOLDER",
+        )
+    near = nearest(name, ["coco", *names(data_root)])
+    meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return UsageError(
+        f"unknown data set {name!r} (looked in {looked})",
+        hint=meant
+        + "give a path, --data-root FOLDER, set DETR_DATA, or name it in datasets.toml; built in: shapes",
+    )
+
+
+def _similar_paths(path: Path) -> str | None:
+    if not _exists(path.parent):
+        return f"there is no folder {path.parent}"
+    near = nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else []
+    return f"did you mean {' or '.join(str(path.parent / n) for n in near)}?" if near else None

@@ -1,0 +1,185 @@
+"""Running a model over a data set and scoring what it found.
+
+Each image is seen once, whatever the number of ranks: every rank takes its share, rank 0 scores the whole and tells the
+others, so that all of them return the same result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from detrcli import distributed
+from detrcli.boxes import xyxy_to_xywh
+from detrcli.data.annotations import Dataset
+from detrcli.data.loader import eval_loader
+from detrcli.errors import DataError, NonFiniteError
+from detrcli.evaluate.coco import Backend, CocoMetrics, score
+from detrcli.evaluate.tables import DetectionTable, Ints, TruthTable
+from detrcli.nn.inference import infer
+from detrcli.plugins.contract import Preprocess
+from detrcli.types import Batch, Categories, Detections, Output
+
+Postprocess = Callable[[Output, Tensor], list[Detections]]  # sizes (B, 2) height, width
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult:
+    """Scores, and the detections they were computed from."""
+
+    coco: CocoMetrics
+    detections: DetectionTable  # in the order of the data set
+    images: int
+    batch_size: int
+    seconds: float
+    model: str = ""  # its name, where it was loaded by one
+    weights: str = ""  # which, and why, in words
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self.coco.metrics
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    preprocess: Preprocess,
+    postprocess: Postprocess,
+    categories: Categories | None = None,
+    device: torch.device | str = "cpu",
+    batch_size: int = 1,
+    workers: int = 0,
+    amp: bool = False,
+    limit: int | None = None,
+    backend: Backend = "auto",
+    advance: Callable[[int], None] | None = None,
+) -> EvalResult:
+    """Score `model` on `dataset`, or on its first `limit` images.
+
+    `categories` are the model's, where they may differ from the data set's: classes are then matched by name, and what the
+    data set does not know is left out. `advance` is told after each batch how many images were done.
+    """
+    if limit is not None and limit < len(dataset):
+        dataset = dataset.select(range(limit))
+    category_ids = match_categories(categories or dataset.categories, dataset.categories)
+    loader = eval_loader(
+        dataset,
+        preprocess,
+        batch_size=batch_size,
+        workers=workers,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    was_training = model.training
+    model.eval()
+    started, found = time.perf_counter(), []
+    try:
+        for batch in loader:
+            found.append(_detect(model, batch, postprocess, category_ids, torch.device(device), amp))
+            if advance is not None:
+                advance(len(batch.image_ids))
+    finally:
+        model.train(was_training)
+    seconds = time.perf_counter() - started
+    share = Share(DetectionTable.concatenate(found), seconds)
+    return _score_together(dataset, share, batch_size, backend)
+
+
+def match_categories(model: Categories, data: Categories) -> Ints:
+    """For each label of the model the data set's category id, -1 where it has none: by id and name, else by name."""
+    if model == data:
+        return np.array(data.ids, np.int64)
+    by_name = {name.casefold(): i for i, name in zip(data.ids, data.names, strict=True)}
+    matched = np.array([by_name.get(name.casefold(), -1) for name in model.names], np.int64)
+    if (matched < 0).all():
+        raise DataError(
+            f"the model knows {_some(model.names)}, the data has {_some(data.names)}: no class in common",
+            hint="evaluate on data with the classes that the model was trained on",
+        )
+    return matched
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + ("" if len(names) <= 3 else f" … ({len(names)} classes)")
+
+
+def _detect(
+    model: nn.Module,
+    batch: Batch,
+    postprocess: Postprocess,
+    category_ids: Ints,
+    device: torch.device,
+    amp: bool,
+) -> DetectionTable:
+    padded = bool(batch.mask.any())
+    batch = batch.to(device)
+    output = infer(model, batch.images, batch.mask if padded else None, amp=amp)
+    answers = [a.cpu() for a in postprocess(output, batch.original_sizes)]
+    tables = [_table(i, answer, category_ids) for i, answer in zip(batch.image_ids, answers, strict=True)]
+    return DetectionTable.concatenate(tables)
+
+
+def _table(image_id: int, answer: Detections, category_ids: Ints) -> DetectionTable:
+    scores = answer.scores.double().numpy()
+    boxes = xyxy_to_xywh(answer.boxes.double()).numpy()
+    if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
+        raise NonFiniteError(
+            f"the model's answer for image {image_id} is NaN or infinite",
+            hint="the training has diverged (lower the rate), or 16 bits were too few (leave --amp out)",
+        )
+    labels = answer.labels.numpy()
+    known = (labels < len(category_ids)) & (category_ids[np.minimum(labels, len(category_ids) - 1)] >= 0)
+    image_ids = np.full(len(labels), image_id, np.int64)
+    return DetectionTable(image_ids[known], category_ids[labels[known]], scores[known], boxes[known])
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one rank found, and how long it took."""
+
+    detections: DetectionTable
+    seconds: float
+
+
+def _score_together(dataset: Dataset, mine: Share, batch_size: int, backend: Backend) -> EvalResult:
+    """Gather on rank 0, score there, share the result; an error is shared too, for the others wait for an answer."""
+    answer: list[EvalResult | DataError | None] = [None]
+    shares = _gather(mine)
+    if shares:
+        try:
+            answer = [_score(dataset, shares, batch_size, backend)]
+        except DataError as error:
+            answer = [error]
+    if distributed.running():
+        dist.broadcast_object_list(answer)
+    if isinstance(answer[0], EvalResult):
+        return answer[0]
+    raise answer[0] or DataError("rank 0 sent no result")
+
+
+def _gather(mine: Share) -> list[Share]:
+    """All shares on rank 0, none elsewhere."""
+    if not distributed.running():
+        return [mine]
+    shares: list[Share | None] = [None] * distributed.world_size()
+    dist.gather_object(mine, shares if distributed.is_main() else None)
+    return [share for share in shares if share is not None]
+
+
+def _score(dataset: Dataset, shares: list[Share], batch_size: int, backend: Backend) -> EvalResult:
+    found = DetectionTable.concatenate([share.detections for share in shares])
+    place = {int(image_id): i for i, image_id in enumerate(dataset.annotations.image_ids)}
+    found = found.rows(np.argsort([place[i] for i in found.image_ids.tolist()], kind="stable"))
+    coco = score(TruthTable.of(dataset), found, backend=backend)
+    return EvalResult(coco, found, len(dataset), batch_size, max(share.seconds for share in shares))

@@ -1,0 +1,65 @@
+"""Files that are whole or not there, and the place where detrcli keeps what it remembers on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from detrcli.errors import DetrError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file to write in place of `path`, which it becomes on leaving; on failure the old file stays as it was.
+
+    The file is flushed before the rename and its folder after it, so that a crash leaves the old file or the new one.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(_mode())
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def home() -> Path:
+    """`$DETR_HOME`, else `detrcli` in the user's cache folder."""
+    if chosen := os.environ.get("DETR_HOME"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "detrcli"
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _mode() -> int:
+    """What a file made with open() would get; temporary files are private otherwise."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _cannot_write(path: Path, error: OSError) -> DetrError:
+    return DetrError(
+        f"cannot write {path}: {error.strerror or error}",
+        hint="free some space, or choose a folder you may write to; what was there before is unchanged",
+    )

@@ -1,0 +1,78 @@
+"""timm backbones as detectors use them: a few feature maps, each with its padding mask. Nothing is downloaded when one is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detrcli.errors import HubError
+from detrcli.nn.layers import FrozenBatchNorm2d
+from detrcli.plugins.backbones import BackboneConfig
+
+
+class Backbone(nn.Module):
+    """images (B, 3, H, W) and mask (B, H, W) -> one (features, mask) a level, finest first."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.body = _create(config, config.name, pretrained=False)
+        maps = self.body.feature_info.get_dicts(keys=["num_chs", "reduction"])
+        self.channels = tuple(m["num_chs"] for m in maps)
+        self.strides = tuple(m["reduction"] for m in maps)
+        for name, parameter in self.body.named_parameters():
+            parameter.requires_grad_(not name.startswith(config.frozen))
+
+    def forward(self, images: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [(features, resize_mask(mask, features)) for features in self.body(images)]
+
+    def load_pretrained(self) -> None:
+        """Take the ImageNet weights the configuration names; for training from scratch only."""
+        if self.config.pretrained is None:
+            return
+        try:
+            donor = _create(self.config, self.config.pretrained, pretrained=True)
+        except Exception as error:  # timm, the Hub and the network each have their own kinds
+            raise HubError(
+                f"the ImageNet weights {self.config.pretrained} could not be fetched: {error}",
+                hint="go online once, start from a checkpoint with --weights, or start from nothing with "
+                "--set model.backbone.pretrained=none",
+            ) from error
+        self.body.load_state_dict(donor.state_dict(), strict=False)
+
+
+def resize_mask(mask: Tensor, features: Tensor) -> Tensor:
+    """The padding mask at the size of a feature map: nearest neighbour, index floor(i * in / out)."""
+    return F.interpolate(mask[:, None].float(), size=features.shape[-2:])[:, 0].bool()
+
+
+def _create(config: BackboneConfig, name: str, *, pretrained: bool) -> Any:
+    """The timm network with the wanted maps; built once on the meta device to learn which maps there are."""
+    options: dict[str, Any] = {"features_only": True}
+    if config.norm != "default":
+        options["norm_layer"] = FrozenBatchNorm2d if config.norm == "frozen" else _group_norm
+        options["zero_init_last"] = False  # a frozen norm cannot grow out of zero
+    if config.dilated:
+        options["output_stride"] = 16
+    with torch.device("meta"):
+        levels = _levels(timm.create_model(name, **options), config.dilated)
+    missing = [level for level in config.levels if level not in levels]
+    if missing:
+        raise ValueError(f"backbone {name} has maps at levels {levels}, not at {missing}")
+    return timm.create_model(
+        name, pretrained=pretrained, out_indices=[levels.index(i) for i in config.levels], **options
+    )
+
+
+def _group_norm(channels: int, **placing: Any) -> nn.Module:
+    return nn.GroupNorm(8, channels, **placing)
+
+
+def _levels(model: Any, dilated: bool) -> list[int]:
+    """The level of each map: log2 of its stride, except that a dilated last map is still called level 5."""
+    levels = [int(r).bit_length() - 1 for r in model.feature_info.reduction()]
+    return [*levels[:-1], levels[-1] + 1] if dilated else levels

@@ -1,0 +1,93 @@
+"""Hungarian matching of predictions to objects, for all prediction layers and images of a batch at once.
+
+Costs are computed only against an image's own objects and cross to the host in one copy; scipy solves each (layer, image) there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from detrcli.boxes import cxcywh_to_xyxy, giou
+from detrcli.errors import NonFiniteError
+from detrcli.nn.losses import Places
+from detrcli.types import Target
+
+ClassCost = Callable[[Tensor, Tensor], Tensor]  # logits (L, B, Q, K), labels (B, T) -> (L, B, T, Q)
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """Matched pairs of all layers, flat. `target` counts through the objects of the whole batch, image after image."""
+
+    places: Places  # layer, image, query; (N,) each
+    target: Tensor  # (N,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HungarianMatcher:
+    """Minimises class_weight * class cost + box_weight * L1 + giou_weight * (-GIoU), one object to one query.
+
+    With more objects than queries, each query gets an object and the rest stay unmatched.
+    """
+
+    class_cost: ClassCost
+    class_weight: float
+    box_weight: float = 5.0
+    giou_weight: float = 2.0
+
+    @torch.no_grad()
+    def cost(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Tensor:
+        """(L, B, T, Q) with T the largest object count; rows past an image's own count mean nothing."""
+        labels = pad_sequence([t.labels for t in targets], batch_first=True)  # (B, T)
+        wanted = pad_sequence([t.boxes for t in targets], batch_first=True).to(boxes.dtype)[None, :, :, None]
+        guess = boxes[:, :, None]  # (L, B, 1, Q, 4)
+        l1 = (guess - wanted).abs().sum(-1)
+        overlap = giou(cxcywh_to_xyxy(guess), cxcywh_to_xyxy(wanted))
+        return (
+            self.class_weight * self.class_cost(logits, labels)
+            + self.box_weight * l1
+            - self.giou_weight * overlap
+        )
+
+    def __call__(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Matches:
+        """logits (L, B, Q, K) and boxes (L, B, Q, 4), cxcywh; one Target an image."""
+        counts = [len(t.labels) for t in targets]
+        if not any(counts) or boxes.shape[2] == 0:
+            empty = torch.zeros(0, dtype=torch.int64, device=boxes.device)
+            return Matches((empty, empty, empty), empty)
+        cost = self.cost(logits, boxes, targets).cpu().numpy()
+        first = np.cumsum([0, *counts])
+        pairs = [
+            (layer, image, *_solve(cost[layer, image, :count], layer, image), first[image])
+            for layer in range(len(cost))
+            for image, count in enumerate(counts)
+            if count
+        ]
+        columns = np.concatenate(
+            [
+                np.stack((np.full_like(query, layer), np.full_like(query, image), query, own + start))
+                for layer, image, own, query, start in pairs
+            ],
+            axis=1,
+        )
+        layers, images, queries, target = torch.from_numpy(columns).to(boxes.device)
+        return Matches((layers, images, queries), target)
+
+
+def _solve(cost: np.ndarray, layer: int, image: int) -> tuple[np.ndarray, np.ndarray]:
+    """Objects and their queries for one image; cost (T, Q)."""
+    try:
+        own, query = linear_sum_assignment(cost)
+    except ValueError as error:  # scipy refuses NaN
+        raise NonFiniteError(
+            f"predictions of layer {layer} for picture {image} of the batch are not finite, nothing can be matched",
+            hint="lower the learning rate, or train in float32 (--amp off)",
+        ) from error
+    return own, query

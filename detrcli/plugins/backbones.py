@@ -1,0 +1,18 @@
+"""How a variant names its backbone. Here, not beside the network, because declarations are free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneConfig:
+    """Which timm network, which of its maps, and what stays fixed."""
+
+    name: str = "resnet50"
+    levels: tuple[int, ...] = (5,)  # maps by their number: level l has stride 2**l
+    norm: Literal["frozen", "group", "default"] = "frozen"
+    dilated: bool = False  # DC5: the last stage keeps the stride before it
+    frozen: tuple[str, ...] = ("conv1", "layer1")  # module prefixes that are never trained
+    pretrained: str | None = "resnet50.tv_in1k"  # the timm weights that training from scratch starts from

@@ -1,0 +1,181 @@
+"""Finding plugins in two phases: metadata first, import second, so that one broken plugin never hides the others.
+
+    find()   Found(name, distribution, version, entry point)        nothing imported
+    load()   Loaded(found, plugin) or Broken(found, reason)         each plugin on its own
+
+`DETR_PLUGINS=detr,my_paper` restricts what is loaded (empty: nothing), for tests and bug reports.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import traceback
+from dataclasses import dataclass, replace
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
+
+from detrcli.errors import PluginError, unknown
+from detrcli.plugins.contract import API, Family, Paper, Plugin, Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from detrcli.types import Detections, Output
+
+GROUP = "detrcli.models"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A plugin that is installed; not imported yet."""
+
+    name: str
+    distribution: str
+    version: str
+    entry_point: EntryPoint
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    found: Found
+    plugin: Plugin
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A plugin that cannot be used, and why; shown in lists, fatal only for who asks for it."""
+
+    found: Found
+    reason: str
+    trace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A variant with the family and paper it belongs to: what a name such as `detr/r50` means."""
+
+    paper: Paper
+    family: Family[Any]
+    variant: Variant[Any]
+    found: Found
+
+    @property
+    def name(self) -> str:
+        return f"{self.family.name}/{self.variant.name}"
+
+    @property
+    def config(self) -> Any:
+        return self.variant.config
+
+    def configured(self, config: Any) -> Model:
+        """The same model with another configuration."""
+        return replace(self, variant=replace(self.variant, config=config))
+
+    def build(self, num_classes: int | None = None) -> nn.Module:
+        """An untrained network; by default with as many classes as the variant was published with."""
+        return self.family.build_model(self.config, num_classes or self.variant.num_classes)
+
+    def postprocess(self, output: Output, sizes: Tensor) -> list[Detections]:
+        """Detections in the pixels of pictures of the given sizes, (B, 2) height and width."""
+        return self.family.postprocess(self.config, output, sizes)
+
+
+def find() -> list[Found]:
+    """Every installed plugin, sorted; metadata only."""
+    found = [
+        Found(ep.name, ep.dist.name if ep.dist else "?", ep.dist.version if ep.dist else "?", ep)
+        for ep in entry_points(group=GROUP)
+    ]
+    chosen = os.environ.get("DETR_PLUGINS")
+    if chosen is not None:
+        names = {name.strip() for name in chosen.split(",")}
+        found = [f for f in found if f.name in names]
+    return sorted(found, key=lambda f: (f.name, f.distribution))
+
+
+def load(found: Found) -> Loaded | Broken:
+    """Import one plugin; whatever goes wrong in it is its own."""
+    try:
+        plugin = found.entry_point.load()
+    except Exception as error:  # third-party code may fail in any way; it is reported, not hidden
+        return Broken(found, f"{type(error).__name__}: {error}", traceback.format_exc())
+    if not isinstance(plugin, Plugin):
+        return Broken(
+            found, f"{found.entry_point.value} is a {type(plugin).__name__}, not a detrcli.plugins.Plugin"
+        )
+    if plugin.api != API:
+        older = "upgrade the plugin" if plugin.api < API else "upgrade detrcli"
+        return Broken(found, f"plugin speaks api {plugin.api}, this detrcli speaks {API}: {older}")
+    return Loaded(found, plugin)
+
+
+@functools.cache
+def plugins() -> tuple[Loaded | Broken, ...]:
+    """All plugins. A family name declared twice makes every plugin but none the owner: both are broken, and say so."""
+    states = [load(found) for found in find()]
+    owners: dict[str, list[Loaded]] = {}
+    for state in states:
+        if isinstance(state, Loaded):
+            for family in state.plugin.families:
+                owners.setdefault(fold(family.name), []).append(state)
+    return tuple(_refuse_duplicates(state, owners) for state in states)
+
+
+def _refuse_duplicates(state: Loaded | Broken, owners: dict[str, list[Loaded]]) -> Loaded | Broken:
+    if isinstance(state, Broken):
+        return state
+    for family in state.plugin.families:
+        rivals = owners[fold(family.name)]
+        if len(rivals) > 1:
+            who = " and ".join(f"{r.found.distribution} ({r.found.entry_point.value})" for r in rivals)
+            return Broken(state.found, f"family {family.name!r} is declared twice, by {who}: uninstall one")
+    return state
+
+
+def fold(name: str) -> str:
+    """Names compare without case, and `-` and `_` are one."""
+    return name.strip().lower().replace("-", "_")
+
+
+def models() -> list[Model]:
+    """Every usable variant of every family, in declaration order."""
+    return [
+        Model(state.plugin.paper, family, variant, state.found)
+        for state in plugins()
+        if isinstance(state, Loaded)
+        for family in state.plugin.families
+        for variant in family.variants
+    ]
+
+
+def broken() -> list[Broken]:
+    return [state for state in plugins() if isinstance(state, Broken)]
+
+
+def resolve(name: str) -> Model:
+    """The model that `FAMILY[/VARIANT]` names, or an error with the nearest names."""
+    family_name, _, variant_name = name.partition("/")
+    known = models()
+    family = [m for m in known if fold(m.family.name) == fold(family_name)]
+    if not family:
+        _explain_broken(family_name)
+        names = list(dict.fromkeys(m.family.name for m in known))
+        raise unknown(
+            "model", name, [*names, *(m.name for m in known)] if "/" in name else names, see="detr zoo list"
+        )
+    if not variant_name:
+        return family[0]
+    for model in family:
+        if fold(model.variant.name) == fold(variant_name):
+            return model
+    raise unknown(f"variant of {family[0].family.name}:", variant_name, (m.variant.name for m in family))
+
+
+def _explain_broken(family_name: str) -> None:
+    for state in broken():
+        if fold(state.found.name) == fold(family_name):
+            raise PluginError(
+                f"plugin {state.found.name!r} of {state.found.distribution} {state.found.version} does not load: {state.reason}",
+                hint=f"reinstall or upgrade {state.found.distribution}, or leave it out with DETR_PLUGINS; DETR_DEBUG=1 shows more",
+            )

@@ -1,0 +1,28 @@
+"""From a name to a model that predicts: which weights, what they hold, onto which device."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from detrcli.nn.inference import choose_device
+from detrcli.predict.run import Predictor
+from detrcli.weights.opened import open_weights
+from detrcli.weights.resolve import choose
+
+
+def load(name: str | None = None, weights: str | None = None, device: str | None = None) -> Predictor:
+    """A predictor for `FAMILY[/VARIANT]`, with the named weights or the best there are for it."""
+    place = choose_device(device)
+    choice = choose(name, weights)
+    opened = open_weights(choice)
+    family, config = opened.model.family, opened.model.config
+    return Predictor(
+        name=opened.model.name,
+        weights=choice.why,
+        model=opened.module.eval().to(place),
+        categories=opened.categories,
+        preprocess=opened.preprocess,
+        postprocess=partial(family.postprocess, config),
+        device=place,
+        only_batch=family.eval_batch_size(config),
+    )

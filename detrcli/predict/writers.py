@@ -1,0 +1,246 @@
+"""Results on disk, one writer a form; any set of them works side by side, each as results arrive.
+
+image   annotated pictures          json    one document with everything
+jsonl   one line a picture          coco    COCO results, with the images and categories they refer to
+yolo    one text file a picture     csv     one row a detection          crops   each object cut out
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from PIL import Image
+
+from detrcli.errors import DetrError, unknown
+from detrcli.predict import draw
+from detrcli.predict.result import Failure, Result
+from detrcli.predict.run import stem_of
+from detrcli.types import Categories
+
+SCHEMA_VERSION = 1  # of the documents described by docs/schema/predict.json
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a run's files go, and what they say about the run."""
+
+    folder: Path
+    categories: Categories
+    about: Mapping[str, Any] = field(default_factory=dict)  # model, weights, settings
+
+
+class Writer(Protocol):
+    def write(self, result: Result, stem: str) -> None: ...
+
+    def close(self, failures: list[Failure]) -> None: ...
+
+
+class Outputs:
+    """All writers of a run as one."""
+
+    def __init__(self, writers: list[Writer]) -> None:
+        self.writers = writers
+        self._taken: set[str] = set()
+
+    @classmethod
+    def in_folder(cls, target: Target, forms: list[str]) -> Outputs:
+        for form in forms:
+            if form not in FORMS:
+                raise unknown("output format", form, FORMS)
+        try:
+            target.folder.mkdir(parents=True, exist_ok=True)
+            return cls([FORMS[form](target) for form in dict.fromkeys(forms)])
+        except OSError as error:
+            raise DetrError(
+                f"cannot write in {target.folder}: {error.strerror or error}", hint="choose another --out"
+            ) from error
+
+    def write(self, result: Result) -> None:
+        stem = self._stem(result)
+        for writer in self.writers:
+            writer.write(result, stem)
+
+    def close(self, failures: list[Failure]) -> None:
+        for writer in self.writers:
+            writer.close(failures)
+
+    def _stem(self, result: Result) -> str:
+        """A file name for this result that no other result of the run has."""
+        stem = first = stem_of(result.source)
+        number = 1
+        while stem.casefold() in self._taken:
+            number += 1
+            stem = f"{first}-{number}"
+        self._taken.add(stem.casefold())
+        return stem
+
+
+class _Images:
+    def __init__(self, target: Target) -> None:
+        self.folder = target.folder
+
+    def write(self, result: Result, stem: str) -> None:
+        jpeg = result.source.lower().endswith((".jpg", ".jpeg"))
+        draw.save(result.draw(), self.folder / f"{stem}{'.jpg' if jpeg else '.png'}")
+
+    def close(self, failures: list[Failure]) -> None:
+        pass
+
+
+class _Json:
+    """One document, written as results come, so that it never stands in memory."""
+
+    def __init__(self, target: Target) -> None:
+        self.file = (target.folder / "predictions.json").open("w", encoding="utf-8")
+        head = _text({"schema_version": SCHEMA_VERSION, **target.about})
+        self.file.write(f'{head[:-1]}, "images": [')
+        self.separator = "\n"
+
+    def write(self, result: Result, stem: str) -> None:
+        self.file.write(self.separator + _text(result.to_dict()))
+        self.separator = ",\n"
+
+    def close(self, failures: list[Failure]) -> None:
+        self.file.write(f'\n], "failures": {_text([failure.to_dict() for failure in failures])}}}\n')
+        self.file.close()
+
+
+class JsonLines:
+    """One line a picture, as it finishes; failures last."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+
+    def write(self, result: Result, stem: str = "") -> None:
+        self._line(result.to_dict())
+
+    def close(self, failures: list[Failure]) -> None:
+        for failure in failures:
+            self._line(failure.to_dict())
+
+    def _line(self, record: dict[str, Any]) -> None:
+        self.file.write(_text({"schema_version": SCHEMA_VERSION, **record}) + "\n")
+        self.file.flush()
+
+
+class _JsonLinesFile(JsonLines):
+    def __init__(self, target: Target) -> None:
+        super().__init__((target.folder / "predictions.jsonl").open("w", encoding="utf-8"))
+
+    def close(self, failures: list[Failure]) -> None:
+        super().close(failures)
+        self.file.close()
+
+
+class _Coco:
+    """`coco_results.json` for evaluators, and `coco_images.json`, which says what its ids mean. A file whose name is a number,
+    as in COCO, keeps it as its id."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.images: list[dict[str, Any]] = []
+        self.taken: set[int] = set()
+        self.file = (target.folder / "coco_results.json").open("w", encoding="utf-8")
+        self.separator = "["
+
+    def write(self, result: Result, stem: str) -> None:
+        image_id = int(stem) if stem.isascii() and stem.isdigit() else result.index + 1
+        while image_id in self.taken:
+            image_id += 1
+        self.taken.add(image_id)
+        size = {"width": result.width, "height": result.height}
+        self.images.append({"id": image_id, "file_name": result.source, **size})
+        for row in result.to_coco(image_id):
+            self.file.write(self.separator + _text(row))
+            self.separator = ",\n"
+
+    def close(self, failures: list[Failure]) -> None:
+        self.file.write("]\n" if self.separator != "[" else "[]\n")
+        self.file.close()
+        names = zip(self.target.categories.ids, self.target.categories.names, strict=True)
+        categories = [{"id": number, "name": name} for number, name in names]
+        document = _text({"images": self.images, "categories": categories})
+        (self.target.folder / "coco_images.json").write_text(document + "\n", encoding="utf-8")
+
+
+class _Yolo:
+    """Lines of class, centre, size (all relative to the picture) and score; classes counted from 0 as in classes.txt."""
+
+    def __init__(self, target: Target) -> None:
+        self.folder = target.folder / "labels"
+        self.folder.mkdir(exist_ok=True)
+        names = "".join(" ".join(name.split()) + "\n" for name in target.categories.names)
+        (target.folder / "classes.txt").write_text(names, encoding="utf-8")
+
+    def write(self, result: Result, stem: str) -> None:
+        lines = []
+        for found in result.detections:
+            x1, y1, x2, y2 = found.box
+            values = ((x1 + x2) / 2 / result.width, (y1 + y2) / 2 / result.height)
+            values += ((x2 - x1) / result.width, (y2 - y1) / result.height)
+            numbers = " ".join(f"{value:.6f}" for value in (*values, found.score))
+            lines.append(f"{found.label} {numbers}\n")
+        (self.folder / f"{stem}.txt").write_text("".join(lines), encoding="utf-8")
+
+    def close(self, failures: list[Failure]) -> None:
+        pass
+
+
+class _Csv:
+    COLUMNS = ("source", "width", "height", "category_id", "name", "score", "x1", "y1", "x2", "y2")
+
+    def __init__(self, target: Target) -> None:
+        self.file = (target.folder / "predictions.csv").open("w", encoding="utf-8", newline="")
+        self.table = csv.writer(self.file)
+        self.table.writerow(self.COLUMNS)
+
+    def write(self, result: Result, stem: str) -> None:
+        for found in result.detections:
+            record = found.to_dict()
+            about = (result.source, result.width, result.height, record["category_id"], record["name"])
+            self.table.writerow((*about, record["score"], *record["box"]))
+
+    def close(self, failures: list[Failure]) -> None:
+        self.file.close()
+
+
+class _Crops:
+    """Each object in a folder of its class, from the original pixels."""
+
+    def __init__(self, target: Target) -> None:
+        self.folder = target.folder / "crops"
+
+    def write(self, result: Result, stem: str) -> None:
+        for number, found in enumerate(result.detections, 1):
+            x1, y1, x2, y2 = found.box
+            left, top = int(x1), int(y1)
+            right, bottom = max(left + 1, -int(-x2 // 1)), max(top + 1, -int(-y2 // 1))
+            cut = result.pixels[:, top:bottom, left:right]
+            if cut.numel():
+                folder = self.folder / stem_of(found.name + ".")
+                folder.mkdir(parents=True, exist_ok=True)
+                picture = Image.fromarray(cut.permute(1, 2, 0).contiguous().numpy())
+                picture.save(folder / f"{stem}-{number}.png")
+
+    def close(self, failures: list[Failure]) -> None:
+        pass
+
+
+FORMS: Mapping[str, Callable[[Target], Writer]] = {
+    "image": _Images,
+    "json": _Json,
+    "jsonl": _JsonLinesFile,
+    "coco": _Coco,
+    "yolo": _Yolo,
+    "csv": _Csv,
+    "crops": _Crops,
+}
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,68 @@
+"""Run folders: `runs/<verb>/<label>-<n>/`, never overwritten, each with a `run.json` that says what it is. Free of torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from detrcli.errors import DetrError
+
+RUN_FILE = "run.json"
+
+
+def root(verb: str) -> Path:
+    """`$DETR_RUNS/<verb>`, else `./runs/<verb>`."""
+    return Path(os.environ.get("DETR_RUNS") or "runs") / verb
+
+
+def new_run(verb: str, label: str, out: Path | None = None) -> Path:
+    """A fresh folder: `out`, or the next number of `label`. Two processes at once get two folders."""
+    if out is not None:
+        return _fresh(out)
+    base = root(verb)
+    label = re.sub(r"[^\w.-]+", "-", label).strip("-.") or verb
+    taken = [number for path in base.glob(f"{label}-*") if (number := _number(path, label))]
+    for number in range(max(taken, default=0) + 1, 1_000_000):
+        try:
+            return _made(base / f"{label}-{number}")
+        except FileExistsError:
+            continue
+    raise DetrError(f"no free folder name for {label} in {base}", hint="choose one with --out")
+
+
+def _number(path: Path, label: str) -> int | None:
+    suffix = path.name[len(label) + 1 :]
+    return int(suffix) if suffix.isdigit() else None
+
+
+def _fresh(out: Path) -> Path:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DetrError(
+            f"{out} exists and is not empty; runs are never overwritten", hint="choose another --out"
+        )
+    return out if out.is_dir() else _made(out)
+
+
+def _made(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise DetrError(
+            f"cannot make {path}: {error.strerror or error}",
+            hint="choose a place you may write to with --out or DETR_RUNS",
+        ) from error
+    return path
+
+
+def read(run: Path) -> dict[str, Any] | None:
+    """What `run.json` of a folder says; None when it is no run."""
+    try:
+        content = json.loads((run / RUN_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

@@ -1,0 +1,264 @@
+"""The promises of a plugin, one function each. Declarations are checked for every variant, behaviour on the small ones."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from detrcli.plugins import Model, models
+from detrcli.plugins.registry import fold
+from detrcli.types import Output, Target
+from detrcli.weights.keymap import apply, revert
+
+Check = Callable[[Model], None]
+
+SMALL = 5_000_000  # parameters up to which a model is run, not only declared
+CLASSES = 3
+
+
+def models_of(family: str) -> list[Model]:
+    """The variants of an installed family."""
+    return [m for m in models() if fold(m.family.name) == fold(family)]
+
+
+def check_family(family: str) -> None:
+    """Every check over every variant of a family."""
+    found = models_of(family)
+    assert found, f"no family {family!r} is installed; reinstall the package after adding its entry point"
+    for model in found:
+        for check in CHECKS:
+            check(model)
+
+
+def names_are_plain(model: Model) -> None:
+    for name in (model.family.name, model.variant.name):
+        assert re.fullmatch(r"[a-z0-9]+([_-][a-z0-9]+)*", name), (
+            f"{name!r}: use small letters, digits, - and _"
+        )
+
+
+def declaration_is_light(model: Model) -> None:
+    """Listing the zoo must not load torch: plugin.py and config.py import it inside their builders."""
+    module = model.found.entry_point.module
+    code = f"import sys, {module}; sys.exit(any(m in sys.modules for m in ('torch', 'timm', 'torchvision')))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, (
+        f"importing {module} loads torch or fails: import it inside the builders\n{run.stderr}"
+    )
+
+
+def numbers_have_sources(model: Model) -> None:
+    published = model.variant.published
+    assert published is None or published.source, (
+        f"{model.name}: say where the published numbers stand (source=…)"
+    )
+
+
+def a_small_variant_exists(model: Model) -> None:
+    sizes = {m.variant.name: m.variant.params for m in models_of(model.family.name)}
+    assert any(size <= SMALL for size in sizes.values()), (
+        f"{model.family.name}: add a variant below {SMALL} parameters, for tests"
+    )
+
+
+def parameters_are_counted(model: Model) -> None:
+    with torch.device("meta"):
+        module = model.build()
+    counted = sum(p.numel() for p in module.parameters())
+    assert counted == model.variant.params, (
+        f"{model.name} has {counted:_} parameters, declared are {model.variant.params:_}"
+    )
+
+
+def parts_cover_the_model(model: Model) -> None:
+    """Every parameter belongs to exactly one part, so that profiles and freezing need no code per paper."""
+    with torch.device("meta"):
+        module = model.build()
+    prefixes = [p for paths in model.family.parts.values() for p in paths]
+    for name, _ in module.named_parameters():
+        owners = [p for p in prefixes if name == p or name.startswith(p + ".")]
+        assert len(owners) == 1, (
+            f"{model.name}: {name} is in {len(owners)} of parts={dict(model.family.parts)}"
+        )
+
+
+def recipes_name_parameters(model: Model) -> None:
+    with torch.device("meta"):
+        names = [name for name, _ in model.build().named_parameters()]
+    for recipe in model.variant.recipes:
+        for pattern in recipe.lr_factors:
+            assert any(re.search(pattern, n) for n in names), (
+                f"{model.name}: no parameter matches lr_factors {pattern!r}"
+            )
+
+
+def outputs_have_their_shapes(model: Model) -> None:
+    for module in _small(model):
+        images, mask = _batch()
+        with torch.no_grad():
+            output = module(images, mask)
+        _check_output(output, len(images))
+        for layer in output.aux:
+            _check_output(layer, len(images))
+            assert layer.boxes.shape == output.boxes.shape, (
+                "auxiliary layers answer for the same queries as the last"
+            )
+
+
+def _check_output(output: Output, batch: int) -> None:
+    queries = output.logits.shape[1]
+    assert output.logits.shape[:2] == (batch, queries), (
+        f"logits are {tuple(output.logits.shape)}, not (B, Q, K)"
+    )
+    assert output.logits.shape[2] in (CLASSES, CLASSES + 1), (
+        "logits have one channel a class (and one for no object)"
+    )
+    assert output.boxes.shape == (batch, queries, 4), f"boxes are {tuple(output.boxes.shape)}, not (B, Q, 4)"
+    assert torch.isfinite(output.logits).all(), "logits are finite"
+    assert ((output.boxes >= 0) & (output.boxes <= 1)).all(), "boxes are cxcywh in [0, 1]"
+
+
+def evaluation_is_deterministic(model: Model) -> None:
+    for module in _small(model):
+        images, mask = _batch()
+        with torch.no_grad():
+            first, second = module(images, mask), module(images, mask)
+        assert torch.equal(first.logits, second.logits), "in eval mode the same pictures give the same answer"
+        assert torch.equal(first.boxes, second.boxes), "in eval mode the same pictures give the same answer"
+
+
+def pictures_do_not_see_each_other(model: Model) -> None:
+    for module in _small(model):
+        images, mask = _batch()
+        with torch.no_grad():
+            straight, swapped = module(images, mask), module(images.flip(0), mask.flip(0))
+        assert torch.allclose(straight.logits, swapped.logits.flip(0), atol=1e-4), (
+            "the order of a batch changes nothing"
+        )
+        assert torch.allclose(straight.boxes, swapped.boxes.flip(0), atol=1e-4), (
+            "the order of a batch changes nothing"
+        )
+
+
+def no_mask_means_no_padding(model: Model) -> None:
+    for module in _small(model):
+        images, _ = _batch()
+        with torch.no_grad():
+            without = module(images)
+            empty = module(images, torch.zeros(len(images), *images.shape[-2:], dtype=torch.bool))
+        assert torch.allclose(without.logits, empty.logits, atol=1e-5), (
+            "model(images) is model(images, nothing padded)"
+        )
+
+
+def every_parameter_learns(model: Model) -> None:
+    for module in _small(model):
+        module.train()
+        total = _loss(model, module, _targets())
+        total.backward()  # type: ignore[no-untyped-call]
+        idle = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
+        assert not idle, (
+            f"no gradient reaches {', '.join(idle[:5])}: distributed training would wait for them"
+        )
+
+
+def losses_stand_odd_targets(model: Model) -> None:
+    """No objects in one picture, in none; more objects than queries."""
+    for module in _small(model):
+        module.train()
+        one, none = _targets(), [_target(0), _target(0)]
+        for targets in ([one[0], _target(0)], none, [_target(400), _target(1)]):
+            total = _loss(model, module, targets)
+            assert torch.isfinite(total), (
+                f"the loss is not finite for {[len(t.labels) for t in targets]} objects"
+            )
+
+
+def detections_are_in_pixels(model: Model) -> None:
+    for module in _small(model):
+        images, mask = _batch()
+        with torch.no_grad():
+            output = module(images, mask)
+        small = model.postprocess(output, torch.tensor([[100, 200], [100, 200]]))
+        large = model.postprocess(output, torch.tensor([[200, 400], [200, 400]]))
+        for a, b in zip(small, large, strict=True):
+            assert (a.scores[:-1] >= a.scores[1:]).all(), "detections come best first"
+            assert ((a.labels >= 0) & (a.labels < CLASSES)).all(), (
+                "labels are contiguous, without the no-object channel"
+            )
+            assert torch.allclose(a.boxes * 2, b.boxes, atol=1e-3), (
+                "boxes are xyxy in pixels of the sizes given"
+            )
+
+
+def key_maps_run_both_ways(model: Model) -> None:
+    with torch.device("meta"):
+        state = model.build().state_dict()
+    for layout, make in model.family.key_maps.items():
+        there = revert(make(model.config), state)
+        back = apply(make(model.config), there).tensors
+        lost, new = state.keys() - back.keys(), back.keys() - state.keys()
+        assert not lost, f"{model.name}: layout {layout!r} loses {sorted(lost)[:3]}"
+        assert not new, f"{model.name}: layout {layout!r} invents {sorted(new)[:3]}"
+        changed = [n for n in state if state[n].shape != back[n].shape]
+        assert not changed, f"{model.name}: layout {layout!r} changes the shape of {changed[:3]}"
+
+
+CHECKS: tuple[Check, ...] = (
+    names_are_plain,
+    declaration_is_light,
+    numbers_have_sources,
+    a_small_variant_exists,
+    parameters_are_counted,
+    parts_cover_the_model,
+    recipes_name_parameters,
+    outputs_have_their_shapes,
+    evaluation_is_deterministic,
+    pictures_do_not_see_each_other,
+    no_mask_means_no_padding,
+    every_parameter_learns,
+    losses_stand_odd_targets,
+    detections_are_in_pixels,
+    key_maps_run_both_ways,
+)
+
+
+def _small(model: Model) -> Iterator[nn.Module]:
+    """The model with seeded weights, in eval mode; nothing when it is too large to run in a test."""
+    if model.variant.params <= SMALL:
+        torch.manual_seed(0)
+        yield model.build(CLASSES).eval()
+
+
+def _batch() -> tuple[Tensor, Tensor]:
+    """Two pictures of different size, padded."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, 96, 128, generator=generator)
+    mask = torch.zeros(2, 96, 128, dtype=torch.bool)
+    mask[1, 64:], mask[1, :, 96:] = True, True
+    images[mask[:, None].expand_as(images)] = 0
+    return images, mask
+
+
+def _target(count: int) -> Target:
+    generator = torch.Generator().manual_seed(count)
+    boxes = torch.rand(count, 4, generator=generator) * 0.4 + 0.3
+    return Target(
+        torch.arange(count) % CLASSES, boxes, {"masks": torch.ones(count, 96, 128, dtype=torch.uint8)}
+    )
+
+
+def _targets() -> list[Target]:
+    return [_target(2), _target(3)]
+
+
+def _loss(model: Model, module: nn.Module, targets: list[Target]) -> Tensor:
+    images, mask = _batch()
+    extra = (targets,) if model.family.takes_targets else ()
+    criterion = model.family.build_criterion(model.config, CLASSES)
+    return criterion(module(images, mask, *extra), targets).total

@@ -1,0 +1,24 @@
+"""The choices of DETR, sec. 3 and appendix A.4 of the paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from detrcli.plugins.backbones import BackboneConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetrConfig:
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    width: int = 256
+    heads: int = 8
+    ffn: int = 2048
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    num_queries: int = 100
+    dropout: float = 0.1
+    no_object: float = 0.1  # weight of "no object" in the class loss
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
