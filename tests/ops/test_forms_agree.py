@@ -72,7 +72,7 @@ def sizes(draw: st.DrawFn) -> dict[str, object]:
 
 @pytest.mark.native
 @settings(
-    max_examples=60,
+    max_examples=200,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
