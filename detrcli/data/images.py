@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -73,7 +75,8 @@ def open_image(data: bytes, name: str) -> Image.Image:
     if not data:
         raise ImageError(f"{name}: the file is empty")
     try:
-        picture = Image.open(BytesIO(data))
+        with _quiet():
+            picture = Image.open(BytesIO(data))
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not a picture ({_looks_like(data)})") from None
     except Image.DecompressionBombError as error:
@@ -83,6 +86,14 @@ def open_image(data: bytes, name: str) -> Image.Image:
     if picture.width * picture.height > MAX_PIXELS:
         raise _too_large(name, f"{picture.width} x {picture.height}")
     return picture
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Pillow warns of odd metadata and of large pictures; both are ruled on here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def shown_size(picture: Image.Image) -> tuple[int, int]:

@@ -1,26 +1,28 @@
 """From a `Dataset` to batches, in an order that is a function of (seed, epoch) alone.
 
 Nothing here holds a state that a checkpoint would have to save: batch k of epoch e is always the same, whatever the
-number of workers, and with N ranks the global batch is cut into N parts. Resuming is `loader.epoch(e, start=k)`.
+number of workers, and with N ranks the global batch is cut into N parts. Resuming is `batches.epoch(e, start=k)`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from detrcli.data.annotations import Array, Dataset
 from detrcli.data.masks import masks_of
 from detrcli.data.transforms import Size, Transform, View, evaluation, normalise, target_of, view_of
+from detrcli.errors import DetrError, ImageError
 from detrcli.plugins.contract import Preprocess
 from detrcli.types import Batch, Sample, Target
 
@@ -72,55 +74,84 @@ def _pad_masks(target: Target, images: Tensor) -> Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Samples(TorchDataset[Batch]):
+class Made:
+    """What comes back from a worker: a batch, the pictures that were replaced in it, or why there is none."""
+
+    batch: Batch | None
+    skipped: dict[str, str]  # file name -> reason
+    error: DetrError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Samples(TorchDataset[Made]):
     """What a worker process holds: a list of keys becomes a batch. Pictures stay uint8 until they are normalised
     straight into their place in the batch."""
 
     dataset: Dataset
     transform: Transform
     seed: int
+    skip_bad: bool = False
+    reading: Tensor | None = None  # (workers,) in shared memory: the image that each worker has in hand
 
-    def __getitem__(self, keys: list[Key]) -> Batch:
-        annotations, preprocess = self.dataset.annotations, self.transform.preprocess
-        views, originals = zip(*(self.view(*key) for key in keys), strict=True)
+    def __getitem__(self, keys: list[Key]) -> Made:
+        skipped: dict[str, str] = {}
+        try:
+            taken = [self._readable(key, skipped) for key in keys]
+        except DetrError as error:  # as a value: torch would wrap it in the text of a worker's traceback
+            return Made(None, skipped, error)
+        return Made(self._batch(taken), skipped)
+
+    def _readable(self, key: Key, skipped: dict[str, str]) -> tuple[int, View, Size]:
+        """The sample of a key, or of the next image that can be read where bad ones are to be skipped."""
+        epoch, first = key
+        for index in (*range(first, len(self.dataset)), *range(first)):
+            try:
+                return index, *self.view(epoch, index)
+            except ImageError as error:
+                if not self.skip_bad:
+                    raise
+                skipped[self.dataset.annotations.names[index]] = error.message
+        raise ImageError(
+            f"{self.dataset.name}: no picture can be read", hint=f"detr data check {self.dataset.name}"
+        )
+
+    def _batch(self, taken: list[tuple[int, View, Size]]) -> Batch:
+        views = [view for _, view, _ in taken]
         images, mask = _canvas([v.size for v in views], shared=get_worker_info() is not None)
         for image, view in zip(images, views, strict=True):
-            normalise(view.pixels, preprocess, image[:, : view.size[0], : view.size[1]])
+            normalise(view.pixels, self.transform.preprocess, image[:, : view.size[0], : view.size[1]])
         return Batch(
             images,
             mask,
             tuple(_pad_masks(target_of(view), images) for view in views),
-            tuple(int(annotations.image_ids[index]) for _, index in keys),
-            torch.tensor(originals),
+            tuple(int(self.dataset.annotations.image_ids[index]) for index, _, _ in taken),
+            torch.tensor([original for _, _, original in taken]),
         )
 
     def view(self, epoch: int, index: int) -> tuple[View, Size]:
         """The transformed picture, uint8, and its original size."""
-        annotations = self.dataset.annotations
+        annotations, worker = self.dataset.annotations, get_worker_info()
+        if worker is not None and self.reading is not None:
+            self.reading[worker.id] = index
         pixels, objects = self.dataset.picture(index), annotations.objects(index)
         original = (pixels.shape[1], pixels.shape[2])
         view = view_of(pixels, objects, masks_of(annotations, objects, original))
         return self.transform(view, np.random.default_rng([self.seed, _AUGMENT, epoch, index])), original
 
 
-class EpochSampler(Sampler[list[Key]]):
-    """The batches of one rank in epoch `at[0]` from step `at[1]` on: a permutation of (seed, epoch), cut into global
-    batches, each cut into ranks. The last images that fill no batch are left out; a data set smaller than one batch is
-    one batch."""
+@dataclass(frozen=True, slots=True)
+class EpochSampler:
+    """The batches of one rank: a permutation of (seed, epoch), cut into global batches, each cut into ranks.
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        *,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        portrait: Array | None = None,
-    ) -> None:
-        self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.rank, self.world_size, self.portrait = rank, world_size, portrait
-        self.at: tuple[int, int] = (0, 0)
+    The last images that fill no batch are left out; a data set smaller than one batch is one batch.
+    """
+
+    length: int
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    portrait: Array | None = None  # (length,) bool: keep wide and tall pictures apart
 
     def __len__(self) -> int:
         return max(1, self.length // (self.batch_size * self.world_size))
@@ -135,14 +166,14 @@ class EpochSampler(Sampler[list[Key]]):
             order = _grouped(order, self.portrait[order], whole)
         return order[: len(self) * whole].reshape(len(self), whole)
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        epoch, start = self.at
-        for images in self.order(epoch)[start:]:
-            yield [(epoch, int(i)) for i in images[self.rank :: self.world_size]]
+    def keys(self, epoch: int, start: int) -> list[list[Key]]:
+        """This rank's batches of an epoch from step `start` on."""
+        mine = self.order(epoch)[start:, self.rank :: self.world_size]
+        return [[(epoch, index) for index in batch] for batch in mine.tolist()]
 
 
 def _grouped(order: Array, portrait: Array, whole: int) -> Array:
-    """The order with whole batches of one orientation first come, first served; what is left over comes last."""
+    """The order with whole batches of one orientation, first come, first served; what is left over comes last."""
     waiting: dict[bool, list[int]] = {False: [], True: []}
     grouped: list[int] = []
     for index, upright in zip(order.tolist(), portrait.tolist(), strict=True):
@@ -154,20 +185,111 @@ def _grouped(order: Array, portrait: Array, whole: int) -> Array:
     return np.array(grouped + waiting[False] + waiting[True], np.int64)
 
 
-class TrainLoader:
-    """Batches of any epoch from any step; the workers stay alive between epochs."""
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One rank's part of an evaluation: every image once over all ranks, none repeated to even out.
 
-    def __init__(self, loader: DataLoader[Batch], sampler: EpochSampler) -> None:
-        self._loader, self.sampler = loader, sampler
+    Whole batches are dealt out, so that an image has the same neighbours, and the same padding, whatever the number of ranks.
+    """
+
+    length: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __len__(self) -> int:
+        return len(self._starts())
+
+    def keys(self, epoch: int, start: int) -> list[list[Key]]:
+        ends = ((first, min(first + self.batch_size, self.length)) for first in self._starts()[start:])
+        return [[(epoch, index) for index in range(first, end)] for first, end in ends]
+
+    def _starts(self) -> range:
+        return range(0, self.length, self.batch_size)[self.rank :: self.world_size]
+
+
+class Batches:
+    """Batches of any epoch from any step. Worker processes stay alive between epochs; should one die (out of memory,
+    killed), the loader starts anew once from the batch that is missing, and says so the second time."""
+
+    def __init__(
+        self, samples: Samples, sampler: EpochSampler | Shard, *, workers: int, pin_memory: bool
+    ) -> None:
+        self._reading = torch.zeros(workers, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self.samples = dataclasses.replace(
+            samples, dataset=samples.dataset.shared() if workers else samples.dataset, reading=self._reading
+        )
+        self.sampler = sampler
+        self.skipped: dict[str, str] = {}  # bad pictures met so far, with their reasons
+        self._workers, self._pin_memory = workers, pin_memory
+        self._todo: list[
+            list[Key]
+        ] = []  # one list object for good: the loader of torch reads it anew every time
+        self._loader = self._start()
 
     def __len__(self) -> int:
         """Steps of an epoch."""
         return len(self.sampler)
 
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step `start` on."""
-        self.sampler.at = (epoch, start)
-        yield from self._loader
+        todo, done, deaths = self.sampler.keys(epoch, start), 0, 0
+        while done < len(todo):
+            self._todo[:] = todo[done:]
+            try:
+                for made in self._iterate():
+                    done += 1
+                    yield self._open(made)
+            except (RuntimeError, EOFError, OSError) as error:
+                if not _is_death(error):
+                    raise
+                deaths += 1
+                if deaths > 1:
+                    raise self._died() from error
+                self._loader = self._start()
+
+    def _start(self) -> DataLoader[Made]:
+        return DataLoader(
+            self.samples,
+            batch_size=None,  # the sampler gives whole batches, and `Samples` makes them
+            sampler=self._todo,
+            num_workers=self._workers,
+            persistent_workers=self._workers > 0,
+            pin_memory=self._pin_memory,
+            worker_init_fn=_one_thread if self._workers else None,
+        )
+
+    def _iterate(self) -> Iterator[Made]:
+        """An iterator that reports the death of a worker here, not from a signal handler amid the training step."""
+        if self._workers == 0 or threading.current_thread() is not threading.main_thread():
+            return iter(self._loader)
+        before = signal.getsignal(signal.SIGCHLD)
+        iterator = iter(self._loader)
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        return iterator
+
+    def _open(self, made: Made) -> Batch:
+        self.skipped |= made.skipped
+        if made.batch is None:
+            assert made.error is not None
+            raise made.error
+        return made.batch
+
+    def _died(self) -> DetrError:
+        dataset = self.samples.dataset
+        names = [dataset.annotations.names[index] for index in self._reading.tolist()]
+        return DetrError(
+            f"a data worker died twice (killed, or out of memory) while reading {' or '.join(names)}",
+            hint=f"read with fewer workers (--workers 0: in this process), or look: detr data check {dataset.name}",
+        )
+
+
+def _is_death(error: Exception) -> bool:
+    """torch says so, or the socket that a batch should have come through has gone with the worker."""
+    return isinstance(error, (EOFError, OSError)) or "DataLoader worker" in str(error)
 
 
 def train_loader(
@@ -180,20 +302,16 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
     group_by_aspect: bool = False,
+    skip_bad: bool = False,
     pin_memory: bool = False,
-) -> TrainLoader:
-    """`batch_size` is per rank. `group_by_aspect` keeps wide and tall pictures apart, which saves padding."""
+) -> Batches:
+    """`batch_size` is per rank. `group_by_aspect` keeps wide and tall pictures apart, which saves padding; `skip_bad`
+    takes the next picture for one that cannot be read, and remembers it in `skipped`."""
     sizes = dataset.annotations.sizes
-    sampler = EpochSampler(
-        len(dataset),
-        batch_size,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        portrait=sizes[:, 0] > sizes[:, 1] if group_by_aspect else None,
-    )
-    samples = Samples(dataset.shared() if workers else dataset, transform, seed)
-    return TrainLoader(_loader(samples, sampler, workers, pin_memory), sampler)
+    portrait = sizes[:, 0] > sizes[:, 1] if group_by_aspect else None
+    sampler = EpochSampler(len(dataset), batch_size, seed, rank, world_size, portrait)
+    samples = Samples(dataset, transform, seed, skip_bad)
+    return Batches(samples, sampler, workers=workers, pin_memory=pin_memory)
 
 
 def eval_loader(
@@ -205,26 +323,11 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
-) -> DataLoader[Batch]:
-    """Every image once, over all ranks: rank r takes images r, r + world_size, …, and none is repeated to even out."""
-    mine = range(rank, len(dataset), world_size)
-    batches = [
-        [(0, i) for i in mine[start : start + batch_size]] for start in range(0, len(mine), batch_size)
-    ]
-    samples = Samples(dataset.shared() if workers else dataset, evaluation(preprocess), seed=0)
-    return _loader(samples, batches, workers, pin_memory)
-
-
-def _loader(samples: Samples, batches: Any, workers: int, pin_memory: bool) -> DataLoader[Batch]:
-    return DataLoader(
-        samples,
-        batch_size=None,  # the sampler gives whole batches, and `Samples` makes them
-        sampler=batches,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=pin_memory,
-        worker_init_fn=_one_thread if workers else None,
-    )
+) -> Batches:
+    """Every image once, over all ranks. A picture that cannot be read is an error: skipping it would change the AP."""
+    samples = Samples(dataset, evaluation(preprocess), seed=0)
+    sampler = Shard(len(dataset), batch_size, rank, world_size)
+    return Batches(samples, sampler, workers=workers, pin_memory=pin_memory)
 
 
 def _one_thread(worker: int) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from miniature import write_coco
+
+from .miniature import write_coco
 
 torch.set_num_threads(1)
 

@@ -7,12 +7,13 @@ import pickle
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from miniature import coco_document
 
 from detrcli.data.annotations import Builder, Strings
 from detrcli.data.catalog import resolve
 from detrcli.data.formats.coco import read_coco
 from detrcli.data.shapes import load_shapes
+
+from .miniature import coco_document
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"))))
