@@ -16,7 +16,7 @@ from detrcli.version import __version__
 
 app = typer.Typer(
     name="detr",
-    help="Detection transformers: train, evaluate, predict, profile and export DETR and the papers that followed.",
+    help="Detection transformers: train, evaluate and predict with DETR and the papers that followed.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

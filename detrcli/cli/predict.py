@@ -53,7 +53,7 @@ def predict(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", help="FAMILY[/VARIANT], see `detr zoo list`.", autocompletion=model_names
+            "--model", "-m", help="FAMILY or FAMILY/VARIANT, see `detr zoo list`.", autocompletion=model_names
         ),
     ] = None,
     weights: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -53,7 +54,9 @@ def list_models(
 
 @app.command("info")
 def info(
-    name: Annotated[str, typer.Argument(metavar="MODEL", help="FAMILY or FAMILY/VARIANT.", autocompletion=model_names)],
+    name: Annotated[
+        str, typer.Argument(metavar="MODEL", help="FAMILY or FAMILY/VARIANT.", autocompletion=model_names)
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show a paper with its page, or one variant with its numbers, recipes, configuration and weights."""
@@ -116,6 +119,31 @@ def _about(model: Model, words: list[str]) -> bool:
     )
     text = " ".join(facts).lower()
     return all(word.lower() in text for word in words)
+
+
+@app.command("new")
+def new(
+    name: Annotated[str, typer.Argument(help="The name users will type, such as sparse-detr.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The folder; NAME here if not given.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="The paper's title.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a plugin package for a paper: it installs, trains and passes the conformance kit as it is."""
+    console.settings.json = as_json
+    from detrcli.plugins.scaffold import scaffold
+
+    folder = out or Path(name)
+    family, written = scaffold(name, folder, title)
+    if as_json:
+        console.emit_json({"family": family, "folder": str(folder), "files": [str(path) for path in written]})
+        return
+    for path in written:
+        console.say(str(path))
+    console.note(
+        f"next: pip install -e {folder} && detr train shapes --model {family}/tiny && pytest {folder}"
+    )
 
 
 def row(model: Model, *, whole: bool = False) -> dict[str, Any]:

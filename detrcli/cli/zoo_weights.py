@@ -20,7 +20,7 @@ Name = Annotated[
     str,
     typer.Argument(
         metavar="MODEL|OWNER/REPO",
-        help="FAMILY[/VARIANT] for its declared weights, or owner/repo[@revision][:file].",
+        help="A model for its declared weights, or a Hub reference: owner/repo, @revision and :file as needed.",
         autocompletion=model_names,
     ),
 ]
@@ -136,7 +136,9 @@ def convert(
     source: Annotated[Path, typer.Argument(help="A checkpoint: .pth, .bin, .safetensors or a shard index.")],
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="FAMILY[/VARIANT] it was trained as.", autocompletion=model_names),
+        typer.Option(
+            "--model", "-m", help="The model it was trained as, such as detr/r50.", autocompletion=model_names
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The new file; beside the old one if not given.")

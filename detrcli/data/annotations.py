@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -220,6 +221,10 @@ class Pictures(Protocol):
         """Picture `index`, called `name`, as (3, H, W) uint8; `size` is the annotated height and width, 0 if unknown."""
         ...
 
+    def file(self, index: int, name: str) -> Path | None:
+        """The file that holds the picture, if it is one."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -239,6 +244,10 @@ class Dataset:
         """Picture `index` as (3, H, W) uint8."""
         height, width = self.annotations.sizes[index]
         return self.pictures.read(index, self.annotations.names[index], (int(height), int(width)))
+
+    def file(self, index: int) -> Path | None:
+        """The file of picture `index`, if it is one."""
+        return self.pictures.file(index, self.annotations.names[index])
 
     def select(self, indices: Sequence[int] | Array) -> Dataset:
         """The given images only, for example the first 100 for a trial."""
@@ -283,3 +292,6 @@ class Selected:
 
     def read(self, index: int, name: str, size: tuple[int, int]) -> Tensor:
         return self.source.read(int(self.indices[index]), name, size)
+
+    def file(self, index: int, name: str) -> Path | None:
+        return self.source.file(int(self.indices[index]), name)

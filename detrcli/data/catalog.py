@@ -1,43 +1,30 @@
-"""From what the user typed to a `Dataset`: built-in names, registered names, paths.
+"""From what the user typed to a `Dataset`: built-in names, registered names, paths, the Hub.
 
-shapes, shapes:hard          synthetic, drawn from a seed
-coco, my_data                a folder of that name under --data-root or a folder of DETR_DATA
-./folder, file.json          a path; its format is recognised
+    shapes, shapes:hard          synthetic, drawn from a seed
+    coco, my_data                a folder of that name under --data-root or a folder of DETR_DATA, or a table in
+                                 ./datasets.toml or ~/.config/detrcli/datasets.toml
+    ./folder, x.json, x.yaml     a path; its format is recognised
+    hf:owner/name                a data set on the Hugging Face Hub
+
+A name is never taken for a path of the same spelling further away: what exists as a path wins, then the roots in order.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import tomllib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from detrcli.data import shapes
+from detrcli.data import layouts, shapes
 from detrcli.data.annotations import Dataset
-from detrcli.data.formats import coco
+from detrcli.data.layouts import SPLITS, Loader, Options, split_name
+from detrcli.data.structure import missing_files, repair, structure
 from detrcli.errors import DataError, UsageError, nearest
 
-SPLITS = ("train", "val", "test")
-_ALIASES = {
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "eval": "val",
-    "training": "train",
-    "testing": "test",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to load, whatever the format."""
-
-    masks: bool = False
-    strict: bool = True
-
-
-Load: TypeAlias = Callable[[Options], Dataset]
+BadData: TypeAlias = Literal["error", "skip"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,125 +33,154 @@ class Source:
 
     name: str
     format: str
-    splits: Mapping[str, Load]
+    splits: Mapping[str, Loader]
 
     def load(self, split: str, options: Options = Options()) -> Dataset:
+        """One split, with what its arrays show in `defects`."""
         wanted = split_name(split)
         if wanted not in self.splits:
             raise DataError(
                 f"{self.name} has no split {split!r}, only {', '.join(self.splits)}",
-                hint=f"make one: detr data split {self.name} --out OUT",
+                hint=f"make one: detr data split {self.name} OUT",
             )
-        return self.splits[wanted](options)
+        dataset = self.splits[wanted](options)
+        dataset.defects.merge(structure(dataset))
+        return dataset
 
 
-def resolve(name: str, split: str, data_root: Path | None = None, *, masks: bool = False) -> Dataset:
-    """One split of the data set that `name` means."""
-    return find(name, data_root).load(split, Options(masks=masks))
+def resolve(
+    name: str, split: str, data_root: Path | None = None, *, masks: bool = False, bad_data: BadData = "error"
+) -> Dataset:
+    """One split of the data set that `name` means, checked as far as that costs seconds.
 
-
-def split_name(text: str) -> str:
-    """`valid`, `train2017` and kin in our three words; other names stay."""
-    word = text.lower().removesuffix("2017").removesuffix("2014").rstrip("_-")
-    return _ALIASES.get(word, word)
+    Defects that falsify training or evaluation are refused, or with `bad_data="skip"` left out; what was found is in
+    `defects` either way.
+    """
+    skip = bad_data == "skip"
+    dataset = find(name, data_root).load(split, Options(masks=masks, strict=not skip))
+    absent = missing_files(dataset)
+    for file in absent:
+        dataset.defects.add("missing-file", file)
+    dataset.defects.refuse(name, skip=skip)
+    if not skip:
+        return dataset
+    found = dataset.defects
+    dataset = repair(dataset, absent)
+    dataset.defects.merge(found)
+    return dataset
 
 
 def find(name: str, data_root: Path | None = None) -> Source:
-    """What `name` means: a built-in, an existing path, or a folder under one of the roots."""
+    """What `name` means; its files are recognised, not read."""
     if name == "shapes" or name.startswith("shapes:"):
         return _shapes(name)
+    if name.startswith("hf:"):
+        return _source(name, layouts.hub(name))
     path = Path(name).expanduser()
-    if path.exists():
+    if _exists(path):
         return recognise(path, name)
-    if path.suffix or len(path.parts) > 1:
+    if path.suffix or len(path.parts) != 1:
         raise UsageError(f"no such file or folder: {name}", hint=_similar_paths(path))
     places = [root / name for root in roots(data_root)]
     for place in places:
-        if place.is_dir():
+        if _exists(place):
             return recognise(place, name)
-    raise _unknown(name, places)
+    for file in registers():
+        if name in (table := _read_register(file)):
+            return _registered(name, table[name], file)
+    raise _unknown(name, [*places, *registers()], data_root)
 
 
 def roots(data_root: Path | None = None) -> list[Path]:
-    """Where names are looked up: --data-root, the folders of DETR_DATA, `./data`."""
+    """Folders of data sets: --data-root, the folders of DETR_DATA, `./data`."""
     listed = [Path(p).expanduser() for p in os.environ.get("DETR_DATA", "").split(os.pathsep) if p]
     return [*([data_root] if data_root else []), *listed, Path("data")]
 
 
+def registers() -> list[Path]:
+    """Files that name data sets: the project's, then the user's."""
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    return [Path("datasets.toml"), config / "detrcli" / "datasets.toml"]
+
+
+def names(data_root: Path | None = None) -> list[str]:
+    """Every name that can be typed here, for completion and hints."""
+    found = ["shapes", "shapes:hard"]
+    for root in roots(data_root):
+        found += sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    for file in registers():
+        found += _read_register(file)
+    return list(dict.fromkeys(found))
+
+
 def recognise(path: Path, name: str) -> Source:
     """The data set at an existing path."""
-    if path.is_file() and path.suffix == ".json":
-        return _coco_file(path, name)
-    found = _coco_folder(path, name) or _split_folders(path, name) if path.is_dir() else None
+    found = layouts.at(path, name)
     if found is None:
-        raise DataError(f"{path}: no data set that detr can read", hint=_LAYOUTS)
-    return found
+        raise DataError(f"{path}: no data set that detr can read", hint=layouts.KNOWN)
+    return _source(name, found)
 
 
-_LAYOUTS = (
-    "known layouts: annotations/instances_{train,val}.json with folders train, val of pictures (COCO); "
-    "{train,valid}/_annotations.coco.json beside the pictures (Roboflow)"
-)
+def _source(name: str, found: layouts.Found) -> Source:
+    splits = found.splits
+    ordered = [*(s for s in SPLITS if s in splits), *(s for s in splits if s not in SPLITS)]
+    return Source(name, found.format, {split: splits[split] for split in ordered})
 
 
 def _shapes(name: str) -> Source:
     preset = name.partition(":")[2] or "easy"
+    shapes.preset_named(preset)
 
-    def loader(split: str) -> Load:
+    def loader(split: str) -> Loader:
         return lambda options: shapes.load_shapes(preset, split)
 
     return Source(name, "shapes", {split: loader(split) for split in SPLITS})
 
 
-def _coco_loader(path: Path, images: Path, name: str, split: str) -> Load:
-    return lambda options: coco.load_coco(
-        path, images, name=name, split=split, masks=options.masks, strict=options.strict
+def _read_register(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file}: {error}", hint='it holds tables such as: [mine] path = "/data/mine"'
+        ) from None
+
+
+def _registered(name: str, table: Any, file: Path) -> Source:
+    """`[mine] path = "…"`, or for each split `train = {annotations = "….json", images = "…"}`."""
+    if isinstance(table, dict) and isinstance(table.get("path"), str) and len(table) == 1:
+        place = file.parent / Path(table["path"]).expanduser()
+        if not place.exists():
+            raise DataError(f"{file}: [{name}] path {place} is not there")
+        return recognise(place, name)
+    splits = dict(_registered_splits(name, table, file))
+    return _source(name, layouts.Found("coco", splits))
+
+
+def _registered_splits(name: str, table: Any, file: Path) -> Iterator[tuple[str, Loader]]:
+    for split, entry in table.items() if isinstance(table, dict) else ():
+        if not isinstance(entry, dict) or set(entry) != {"annotations", "images"}:
+            break
+        places = [file.parent / Path(str(entry[key])).expanduser() for key in ("annotations", "images")]
+        yield split_name(split), layouts.coco_loader(places[0], places[1], name, split_name(split))
+    else:
+        return
+    raise DataError(
+        f"{file}: [{name}] is not understood",
+        hint='write path = "FOLDER", or for each split: train = {annotations = "FILE.json", images = "FOLDER"}',
     )
 
 
-def _coco_file(path: Path, name: str) -> Source:
-    """A single JSON: its pictures lie in the folder of the split, or beside it."""
-    split = split_name(path.stem.removeprefix("instances_").removeprefix("_annotations."))
-    split = split if split in SPLITS else "train"
-    root = path.parent.parent if path.parent.name == "annotations" else path.parent
-    images = _picture_folder(root, path.stem.removeprefix("instances_"), split) or path.parent
-    return Source(name, "coco", {s: _coco_loader(path, images, name, s) for s in (split,)})
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long for a path, a NUL
+        return False
 
 
-def _coco_folder(root: Path, name: str) -> Source | None:
-    """annotations/instances_<split>.json and the folders <split> or images/<split>."""
-    splits: dict[str, Load] = {}
-    for path in sorted((root / "annotations").glob("instances_*.json")):
-        written = path.stem.removeprefix("instances_")
-        images = _picture_folder(root, written, split_name(written))
-        if images is not None:
-            splits.setdefault(split_name(written), _coco_loader(path, images, name, split_name(written)))
-    return Source(name, "coco", _in_order(splits)) if splits else None
-
-
-def _split_folders(root: Path, name: str) -> Source | None:
-    """<split>/_annotations.coco.json beside the pictures, as Roboflow exports."""
-    splits = {
-        split_name(path.parent.name): _coco_loader(path, path.parent, name, split_name(path.parent.name))
-        for path in sorted(root.glob("*/_annotations.coco.json"))
-    }
-    return Source(name, "roboflow-coco", _in_order(splits)) if splits else None
-
-
-def _picture_folder(root: Path, *names: str) -> Path | None:
-    for name in names:
-        for place in (root / name, root / "images" / name):
-            if place.is_dir():
-                return place
-    return root / "images" if (root / "images").is_dir() else None
-
-
-def _in_order(splits: dict[str, Load]) -> dict[str, Load]:
-    known = [s for s in SPLITS if s in splits]
-    return {s: splits[s] for s in [*known, *(s for s in splits if s not in SPLITS)]}
-
-
-def _unknown(name: str, places: list[Path]) -> DataError | UsageError:
+def _unknown(name: str, places: list[Path], data_root: Path | None) -> DataError | UsageError:
     looked = ", ".join(str(place) for place in places)
     if name == "coco":
         return DataError(
@@ -173,20 +189,17 @@ def _unknown(name: str, places: list[Path]) -> DataError | UsageError:
             "http://images.cocodataset.org fetch zips/train2017.zip, zips/val2017.zip and "
             "annotations/annotations_trainval2017.zip, unpack them there, or say --data-root FOLDER",
         )
-    near = nearest(name, ["coco", "shapes", *_folders(places)])
+    near = nearest(name, ["coco", *names(data_root)])
     meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return UsageError(
         f"unknown data set {name!r} (looked in {looked})",
-        hint=meant + "built in: shapes; else give a path, --data-root FOLDER, or set DETR_DATA",
+        hint=meant
+        + "give a path, --data-root FOLDER, set DETR_DATA, or name it in datasets.toml; built in: shapes",
     )
 
 
-def _folders(places: list[Path]) -> list[str]:
-    return [p.name for place in places if place.parent.is_dir() for p in place.parent.iterdir() if p.is_dir()]
-
-
 def _similar_paths(path: Path) -> str | None:
-    if not path.parent.is_dir():
+    if not _exists(path.parent):
         return f"there is no folder {path.parent}"
-    near = nearest(path.name, (p.name for p in path.parent.iterdir()))
+    near = nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else []
     return f"did you mean {' or '.join(str(path.parent / n) for n in near)}?" if near else None

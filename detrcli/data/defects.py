@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from detrcli.errors import DataError
 
@@ -30,7 +30,7 @@ def _fatal(means: str, repair: str) -> Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "duplicate-image-id": _fatal("two images share an id: evaluators keep the last one only", "renumbered"),
+    "duplicate-image-id": _fatal("two images share an id: evaluators keep the last one only", "first kept"),
     "bad-image": _fatal("an image entry without a usable id or file name", "dropped"),
     "duplicate-file": Kind("warning", "two image entries name the same file", "kept"),
     "path-escapes": _fatal("a file name that leaves the folder of the pictures", "dropped"),
@@ -61,10 +61,11 @@ KINDS: dict[str, Kind] = {
     "box-over-edge": Kind(
         "note", "a box that reaches over the edge of its picture: clipped for training", "clipped"
     ),
+    "duplicate-object": Kind("warning", "the same class and box twice in one picture", "first kept"),
+    "corner-boxes": Kind(
+        "note", "boxes that only make sense as corners (x1, y1, x2, y2): read as such", "converted"
+    ),
     "empty-image": Kind("note", "an image without objects: a negative example", "kept"),
-    "no-objects": Kind("error", "no object at all: nothing to learn or to evaluate", "none"),
-    "no-categories": _fatal("no category at all", "none"),
-    "no-images": _fatal("no image at all", "none"),
     "missing-file": _fatal("a picture that is listed but not there", "dropped"),
     "unreadable-image": Kind("error", "a picture that cannot be decoded", "dropped"),
     "size-differs": Kind("error", "a picture whose size is not the annotated one", "dropped"),
@@ -74,13 +75,17 @@ KINDS: dict[str, Kind] = {
     "leak": Kind(
         "error",
         "the same picture in two splits: evaluation would see training data",
-        "dropped from the later split",
+        "dropped from train",
     ),
     "tiny-box": Kind("note", "a box below one pixel once the picture is resized for the model", "kept"),
     "many-objects": Kind("warning", "more objects in one picture than a model has queries", "kept"),
     "bad-line": _fatal("a line of a label file that cannot be read", "dropped"),
     "bad-xml": _fatal("an annotation file that cannot be read", "dropped"),
     "no-label-file": Kind("note", "a picture without a label file: a negative example", "kept"),
+    # consequences of the others, so named last
+    "no-objects": _fatal("no object at all: nothing to learn or to evaluate", "none"),
+    "no-categories": _fatal("no category at all", "none"),
+    "no-images": _fatal("no image at all", "none"),
 }
 
 
@@ -117,9 +122,12 @@ class Defects:
     def errors(self) -> int:
         return sum(self.counts[kind] for kind in self.of("error"))
 
-    def refuse(self, name: str) -> None:
-        """Raise the error for what must not be trained or evaluated on, naming the first case of each kind."""
+    def refuse(self, name: str, *, skip: bool = False) -> None:
+        """Raise the error for what must not be trained or evaluated on, naming the first case; with `skip` only for
+        what cannot be left out."""
         found = [kind for kind in KINDS if self.counts[kind] and KINDS[kind].refuse]
+        if skip:
+            found = [kind for kind in found if KINDS[kind].repair == "none"]
         if not found:
             return
         first = found[0]
@@ -129,6 +137,20 @@ class Defects:
             f"{self.examples[first][0]}: {KINDS[first].means}{more}",
             hint=f"see all: detr data check {name}   repair a copy: detr data check {name} --fix OUT",
         )
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "kind": name,
+                "severity": kind.severity,
+                "count": self.counts[name],
+                "means": kind.means,
+                "repair": kind.repair,
+                "examples": [str(example) for example in self.examples[name][:10]],
+            }
+            for name, kind in KINDS.items()
+            if self.counts[name]
+        ]
 
     def merge(self, other: Defects) -> None:
         self.counts.update(other.counts)

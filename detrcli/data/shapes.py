@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import colorsys
 import functools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ import torch
 from torch import Tensor
 
 from detrcli.data.annotations import Annotations, Array, Builder, Dataset
-from detrcli.errors import DataError, UsageError, unknown
+from detrcli.data.write import write_coco
+from detrcli.errors import UsageError, unknown
 from detrcli.types import Categories
 
 CATEGORIES = Categories((1, 2, 3), ("circle", "square", "triangle"))
@@ -72,6 +72,9 @@ class Shapes:
         rng = self._rng(index)
         return torch.from_numpy(_paint(self.preset, _layout(self.preset, rng), rng)).permute(2, 0, 1)
 
+    def file(self, index: int, name: str) -> None:
+        """None: there is no file."""
+
     def things(self, index: int) -> list[Thing]:
         return _layout(self.preset, self._rng(index))
 
@@ -83,18 +86,22 @@ def load_shapes(
     preset: str = "easy", split: str = "train", *, count: int | None = None, seed: int = 0
 ) -> Dataset:
     """The data set in memory. `count` pictures, by default the preset's number for the split."""
-    if preset not in PRESETS:
-        raise unknown("preset of shapes:", preset, PRESETS)
+    chosen = preset_named(preset)
     if split not in SPLITS:
         raise unknown("split of shapes:", split, SPLITS)
     if count is not None and count < 1:
         raise UsageError(f"a data set needs at least one picture (count given: {count})")
-    chosen = PRESETS[preset]
     pictures = Shapes(chosen, SPLITS[split], seed)
     name = "shapes" if preset == "easy" else f"shapes:{preset}"
     return Dataset(
         name, split, CATEGORIES, _annotate(pictures, count or dict(chosen.counts)[split]), pictures
     )
+
+
+def preset_named(name: str) -> Preset:
+    if name not in PRESETS:
+        raise unknown("preset of shapes:", name, PRESETS)
+    return PRESETS[name]
 
 
 @functools.lru_cache(maxsize=8)
@@ -110,30 +117,12 @@ def _annotate(pictures: Shapes, count: int) -> Annotations:
 
 def write_shapes(
     out: Path, preset: str = "easy", *, train: int | None = None, val: int | None = None, seed: int = 0
-) -> dict[str, int]:
-    """Write train and val as a COCO folder (`annotations/instances_*.json`, `train/`, `val/`); pictures per split."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not an empty folder", hint="choose a new folder")
-    written = {}
-    for split, count in (("train", train), ("val", val)):
-        dataset = load_shapes(preset, split, count=count, seed=seed)
-        try:
-            _write_split(dataset, out)
-        except OSError as error:
-            raise DataError(f"{out}: cannot write: {error.strerror or error}") from error
-        written[split] = len(dataset)
-    return written
-
-
-def _write_split(dataset: Dataset, out: Path) -> None:
-    from PIL import Image
-
-    (out / "annotations").mkdir(parents=True, exist_ok=True)
-    (out / dataset.split).mkdir()
-    for index, name in enumerate(dataset.annotations.names):
-        Image.fromarray(dataset.picture(index).permute(1, 2, 0).numpy()).save(out / dataset.split / name)
-    path = out / "annotations" / f"instances_{dataset.split}.json"
-    path.write_text(json.dumps(dataset.to_coco()), encoding="utf-8")
+) -> dict[str, Dataset]:
+    """Write train and val as a COCO folder."""
+    counts = {"train": train, "val": val}
+    splits = {split: load_shapes(preset, split, count=count, seed=seed) for split, count in counts.items()}
+    write_coco(splits, out)
+    return splits
 
 
 def _layout(preset: Preset, rng: np.random.Generator) -> list[Thing]:

@@ -16,6 +16,7 @@ Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 SMALL = 480  # pictures with a shorter long side are enlarged: no label fits in 100 pixels
+LONGEST = 28  # letters of a name on a label
 GOLDEN = 0.618033988749895  # turns of the hue between neighbouring ids: the most even spread for any number of classes
 
 # Fonts that cover more than Latin, in the places where systems keep them; the first that has every letter is taken.
@@ -32,8 +33,8 @@ FONTS = (
 )
 
 
-def annotate(pixels: Tensor, detections: Sequence[Detection]) -> Image.Image:
-    """A picture (3, H, W) uint8 with its detections drawn, the best on top."""
+def annotate(pixels: Tensor, detections: Sequence[Detection], *, scores: bool = True) -> Image.Image:
+    """A picture (3, H, W) uint8 with its detections drawn, the best on top; annotations are drawn without scores."""
     picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     scale = max(1, -(-SMALL // max(picture.size)))
     if scale > 1:
@@ -45,7 +46,7 @@ def annotate(pixels: Tensor, detections: Sequence[Detection]) -> Image.Image:
         _draw_box(pen, _scaled(found.box, scale), colour_of(found.category_id), line)
     taken: list[Box] = []
     for found in detections:
-        text = label_of(found, size)
+        text = label_of(found, size, scores=scores)
         font = font_for(text, size)
         place = _place(_scaled(found.box, scale), _extent(text, font), picture.size, taken)
         taken.append(place)
@@ -66,13 +67,13 @@ def ink_on(colour: Colour) -> Colour:
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
 
 
-def label_of(found: Detection, size: int = 16) -> str:
+def label_of(found: Detection, size: int = 16, *, scores: bool = True) -> str:
     """`name 0.98`; a name that no font here can draw is replaced by the class id."""
     name = " ".join(found.name.split())
-    name = name if len(name) <= 40 else name[:39] + "…"
+    name = name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
     if _covering(name, size) is None:
         name = f"class {found.category_id}"
-    return f"{name} {found.score:.2f}"
+    return f"{name} {found.score:.2f}" if scores else name
 
 
 @functools.lru_cache(maxsize=1024)

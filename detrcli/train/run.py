@@ -17,7 +17,7 @@ from torch import nn
 from detrcli import distributed, runs
 from detrcli.data import catalog
 from detrcli.data.annotations import Dataset
-from detrcli.data.loader import TrainLoader, train_loader
+from detrcli.data.loader import Batches, train_loader
 from detrcli.data.transforms import training
 from detrcli.errors import DataError, DetrError
 from detrcli.evaluate.run import EvalResult, evaluate
@@ -48,7 +48,7 @@ class Job:
     model: Model
     net: nn.Module
     optimizer: torch.optim.Optimizer
-    loader: TrainLoader
+    loader: Batches
     val: Dataset | None
     record: Record
     notes: list[str] = field(default_factory=list)

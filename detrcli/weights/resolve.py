@@ -86,6 +86,8 @@ def _finished(folder: Path) -> Run | None:
 
 
 def _named(weights: str, model: str | None) -> Choice:
+    if not weights:
+        raise UsageError("--weights is empty", hint="name a file, a run or a Hub repository")
     path = Path(weights).expanduser()
     run = runs.root("train") / weights
     if not path.exists() and fold(weights).count("/") == 0 and run.is_dir():

@@ -53,7 +53,7 @@ def test_version():
 
 
 def test_every_paper_is_listed():
-    listed = {row["model"] for row in detr("zoo", "list", "--json").json["models"]}
+    listed = {row["name"] for row in detr("zoo", "list", "--json").json["models"]}
     assert {"detr/r50", "detr/r50-dc5", "detr/r101", "detr/r101-dc5", "detr/tiny"} <= listed
 
 

@@ -35,7 +35,7 @@ def coco_document() -> dict:
         {"id": i, "image_id": m, "category_id": c, "bbox": b, "area": b[2] * b[3] * 0.8, "iscrowd": crowd}
         for i, m, c, b, crowd in boxes
     ]
-    return {"images": images, "annotations": annotations, "categories": CATEGORIES}
+    return {"images": images, "annotations": annotations, "categories": [dict(row) for row in CATEGORIES]}
 
 
 def write_pictures(folder: Path) -> None:

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from detrcli.nn.matcher import HungarianMatcher
 from detrcli.types import Losses, Output, Target
 
 FOLDER = Path(__file__).parent.parent / "goldens"
@@ -103,12 +104,14 @@ def probe(x: Tensor, count: int) -> Tensor:
     return flat[:: max(1, len(flat) // count)][:count]
 
 
-def check_losses(record: Mapping[str, Any], losses: Losses, tolerance: float = 1e-5) -> None:
+def check_losses(
+    record: Mapping[str, Any], losses: Losses, tolerance: float = 1e-5, absolute: float = 1e-7
+) -> None:
     """The weighted total and every unweighted term (official names start with `loss_`), relative."""
     assert losses.total.item() == pytest.approx(record["total"], rel=tolerance)
     found = {f"loss_{name}": value.item() for name, value in losses.terms.items()}
     wanted = {name: value for name, value in record["losses"].items() if name.startswith("loss_")}
-    assert found == pytest.approx(wanted, rel=tolerance, abs=1e-7)
+    assert found == pytest.approx(wanted, rel=tolerance, abs=absolute)
 
 
 def check_gradients(
@@ -132,3 +135,24 @@ def check_gradients(
 
 def aux_boxes(output: Output) -> Tensor:
     return torch.stack([layer.boxes for layer in output.aux])
+
+
+def check_matches(
+    record: Mapping[str, Any], matcher: HungarianMatcher, output: Output, targets: list[Target]
+) -> None:
+    """Every decoder layer's pairs of query and object."""
+    layers = (*output.aux, output)
+    logits, boxes = (
+        torch.stack([getattr(layer, n) for layer in layers]).detach() for n in ("logits", "boxes")
+    )
+    matches = matcher(logits, boxes, targets)
+    first = [sum(len(t.labels) for t in targets[:i]) for i in range(len(targets))]
+    names = [*map(str, range(len(output.aux))), "last"]
+    found: dict[tuple[str, int], set[tuple[int, int]]] = {}
+    for layer, image, query, target in zip(
+        *(p.tolist() for p in (*matches.places, matches.target)), strict=True
+    ):
+        found.setdefault((names[layer], image), set()).add((query, target - first[image]))
+    for name in names:
+        for image, (queries, objects) in enumerate(record["indices"][name]):
+            assert found.get((name, image), set()) == set(zip(queries, objects, strict=True)), (name, image)

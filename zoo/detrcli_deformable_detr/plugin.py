@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from detrcli.plugins.backbones import BackboneConfig
 from detrcli.plugins.contract import Family, Paper, Plugin, Preprocess, Published, Recipe, Variant, Weights
 from detrcli_deformable_detr.config import DeformableDetrConfig
+from detrcli_deformable_detr.keymap import LAYOUTS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -232,6 +233,7 @@ plugin = Plugin(
                 "decoder": ("queries", "decoder"),
                 "heads": ("class_heads", "box_heads"),
             },
+            key_maps=LAYOUTS,
             eval_batch_size=lambda config: 1 if config.backbone.dilated else None,
         ),
     ),

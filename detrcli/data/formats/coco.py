@@ -9,24 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from detrcli.data.annotations import Annotations, Builder, Dataset
 from detrcli.data.defects import Defects
-from detrcli.data.images import read_image
-from detrcli.data.paths import inside, why_outside
+from detrcli.data.formats.files import Files
+from detrcli.data.paths import why_outside
 from detrcli.errors import DataError
 from detrcli.types import Categories
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """Pictures in a folder."""
-
-    root: Path
-
-    def read(self, index: int, name: str, size: tuple[int, int]) -> Tensor:
-        return read_image(inside(self.root, name), size=size)
 
 
 def load_coco(
@@ -206,8 +194,7 @@ class _Reader:
             )
         if image is None or label is None or box is None:
             return False
-        self._place(box, image, where)
-        area, crowd = self._area(row, box, where), self._crowd(row, where)
+        area, crowd = self._area(row, where), self._crowd(row, where)
         segment = json.dumps(row.get("segmentation")) if self.builder.segments_wanted else "null"
         self.builder.add(image, key, label, box, area=area, crowd=crowd, segment=segment)
         return True
@@ -223,18 +210,7 @@ class _Reader:
             return None
         return box
 
-    def _place(self, box: list[float], image: int, where: str) -> None:
-        """Report a box that is empty or not within its picture; it stays, as evaluators keep it."""
-        x, y, w, h = box
-        _, _, height, width = self.builder.images[image]
-        if w <= 0 or h <= 0:
-            self.defects.add("empty-box", self.source, where, str(box))
-        elif height and (x >= width or y >= height or x + w <= 0 or y + h <= 0):
-            self.defects.add("outside-box", self.source, where, f"{box} in {width} x {height}")
-        elif height and (x < 0 or y < 0 or x + w > width + 1e-6 or y + h > height + 1e-6):
-            self.defects.add("box-over-edge", self.source, where, f"{box} in {width} x {height}")
-
-    def _area(self, row: Mapping[str, Any], box: list[float], where: str) -> float | None:
+    def _area(self, row: Mapping[str, Any], where: str) -> float | None:
         if "area" not in row:
             self.defects.add("missing-area", self.source, where)
             return None
@@ -242,8 +218,6 @@ class _Reader:
         if area is None or not math.isfinite(area):
             self.defects.add("bad-area", self.source, where, repr(row["area"])[:60])
             return None
-        if area <= 0 or area > box[2] * box[3] * 1.01 + 1:
-            self.defects.add("bad-area", self.source, where, f"{area:g} in a box of {box[2] * box[3]:g}")
         return area
 
     def _crowd(self, row: Mapping[str, Any], where: str) -> bool:

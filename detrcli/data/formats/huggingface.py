@@ -1,0 +1,151 @@
+"""Hugging Face `datasets`: `hf:owner/name`, with a picture and `objects` in each row. Needs `pip install detrcli[hf]`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from detrcli.data.annotations import Builder, Dataset
+from detrcli.data.defects import Defects
+from detrcli.data.images import decode, open_image, read_image, shown_size
+from detrcli.errors import DataError, DetrError, ImageError
+from detrcli.types import Categories
+
+_BOXES, _CLASSES = ("bbox", "bboxes", "boxes"), ("category", "categories", "category_id", "label", "labels")
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Pictures in a table of Arrow, decoded by our own decoder."""
+
+    table: Any
+    column: str
+
+    def read(self, index: int, name: str, size: tuple[int, int]) -> Tensor:
+        value = self.table[index][self.column]
+        if isinstance(value, Mapping) and value.get("bytes"):
+            return decode(value["bytes"], size=size, name=name)
+        if isinstance(value, Mapping) and value.get("path"):
+            return read_image(value["path"], size=size)
+        raise ImageError(f"{name}: row {index} holds no picture")
+
+    def file(self, index: int, name: str) -> None:
+        """None: a row is no file."""
+
+
+def open_hub(name: str) -> Mapping[str, Any]:
+    """All splits of `owner/name` (or of a local folder), not decoded."""
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(f"hf:{name} needs the package datasets", hint="pip install 'detrcli[hf]'") from None
+    try:
+        found = datasets.load_dataset(name)
+    except Exception as error:  # its loaders and the network fail in any way
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"hf:{name} cannot be loaded: {first[:300]}") from error
+    return dict(found)
+
+
+def load_rows(table: Any, *, name: str, split: str, masks: bool = False, strict: bool = True) -> Dataset:
+    """One split."""
+    from datasets import Image
+
+    picture = next((c for c, kind in table.features.items() if isinstance(kind, Image)), None)
+    if picture is None or "objects" not in table.features:
+        raise DataError(
+            f"{name}: no detection data: its columns are {', '.join(table.features)}",
+            hint="it needs a column of pictures and a column objects with bbox and category",
+        )
+    table = table.cast_column(picture, Image(decode=False))
+    reader = _Reader(table, picture, name, Defects(), Builder(segments_wanted=masks))
+    categories = reader.read()
+    if strict:
+        reader.defects.refuse(name)
+    return Dataset(name, split, categories, reader.builder.build(), Rows(table, picture), reader.defects)
+
+
+def _field(features: Mapping[str, Any], names: tuple[str, ...], source: str) -> str:
+    found = next((name for name in names if name in features), None)
+    if found is None:
+        raise DataError(f"{source}: its objects have {', '.join(features)}, but none of {', '.join(names)}")
+    return found
+
+
+@dataclass(slots=True)
+class _Reader:
+    table: Any
+    picture: str
+    name: str
+    defects: Defects
+    builder: Builder
+
+    def read(self) -> Categories:
+        kind = self.table.features["objects"]
+        features = getattr(kind, "feature", kind)
+        boxes, classes = _field(features, _BOXES, self.name), _field(features, _CLASSES, self.name)
+        others = [c for c in self.table.column_names if c in ("image_id", "height", "width")]
+        rows = self.table.select_columns([*others, "objects"])
+        sizes = [self._size(index, row) for index, row in enumerate(rows)]
+        found = [_objects(row["objects"], boxes, classes) for row in rows]
+        categories = self._categories(features[classes], found)
+        corners = _are_corners(found, sizes)
+        if corners:
+            self.defects.add("corner-boxes", self.name)
+        for index, (row, size, objects) in enumerate(zip(rows, sizes, found, strict=True)):
+            image = self.builder.image(row.get("image_id", index + 1), f"row-{index:06d}.png", *size)
+            for place, (box, label) in enumerate(objects, 1):
+                self._add(image, f"row {index} object {place}", box, label, categories, corners)
+        return categories
+
+    def _size(self, index: int, row: Mapping[str, Any]) -> tuple[int, int]:
+        if row.get("height") and row.get("width"):
+            return int(row["height"]), int(row["width"])
+        data = (self.table[index][self.picture] or {}).get("bytes")
+        try:
+            return shown_size(open_image(data, f"row {index}")) if data else (0, 0)
+        except DetrError:
+            return 0, 0
+
+    def _categories(self, feature: Any, found: list[list[tuple[Any, Any]]]) -> Categories:
+        """The names of the class column where it has some, else the numbers or words that occur."""
+        while not hasattr(feature, "names") and hasattr(feature, "feature"):
+            feature = feature.feature
+        if hasattr(feature, "names"):
+            return Categories(tuple(range(len(feature.names))), tuple(feature.names))
+        used = sorted({label for objects in found for _, label in objects if label is not None}, key=str)
+        if all(isinstance(label, int) for label in used):
+            return Categories(tuple(sorted(used)), tuple(f"class {label}" for label in sorted(used)))
+        return Categories(tuple(range(len(used))), tuple(map(str, used)))
+
+    def _add(self, image: int, where: str, box: Any, label: Any, known: Categories, corners: bool) -> None:
+        named = isinstance(label, str) and label in known.names
+        if not named and label not in known.ids:
+            self.defects.add("unknown-category", self.name, where, repr(label)[:60])
+            return
+        x, y, w, h = box
+        if corners:
+            w, h = w - x, h - y
+        at = known.label_named(label) if named else known.label_of(label)
+        self.builder.add(image, len(self.builder.rows) + 1, at, (x, y, w, h))
+
+
+def _objects(value: Any, boxes: str, classes: str) -> list[tuple[Any, Any]]:
+    """(box, class) pairs, from a table of lists or a list of tables."""
+    if isinstance(value, Mapping):
+        return list(zip(value[boxes] or [], value[classes] or [], strict=True))
+    return [(item[boxes], item[classes]) for item in value or []]
+
+
+def _are_corners(found: list[list[tuple[Any, Any]]], sizes: list[tuple[int, int]]) -> bool:
+    """Whether the boxes leave their pictures as xywh but are all well inside as x1 y1 x2 y2."""
+    outside = False
+    for objects, (height, width) in zip(found, sizes, strict=True):
+        for (a, b, c, d), _ in objects:
+            if c <= a or d <= b or (height and (c > width + 2 or d > height + 2)):
+                return False
+            outside |= bool(height) and (a + c > width + 2 or b + d > height + 2)
+    return outside
