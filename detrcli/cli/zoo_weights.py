@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,7 +84,7 @@ def rm(
     repo = reference_of(name).repo
     size = hub.size_of(repo)
     question = f"delete {repo} from the Hub cache ({size / 1e6:.1f} MB)?"
-    if not yes and (as_json or not typer.confirm(question, err=True)):
+    if not yes and not (sys.stdin.isatty() and typer.confirm(question, err=True)):
         raise UsageError("nothing was deleted", hint="--yes deletes without asking")
     gone = hub.forget(repo)
     if as_json:
@@ -167,13 +168,15 @@ def convert(
 def reference_of(name: str) -> Reference:
     """The declared weights of a model, or the Hub reference that the name is."""
     from detrcli.errors import ModelError, UsageError
-    from detrcli.plugins import resolve
+    from detrcli.plugins import models, resolve
+    from detrcli.plugins.registry import fold
     from detrcli.weights.hub import Reference
 
     try:
         model = resolve(name)
     except UsageError:
-        if "/" not in name:
+        family = name.partition("/")[0]
+        if "/" not in name or any(fold(m.family.name) == fold(family) for m in models()):
             raise
         return Reference.parse(name)
     for weights in model.variant.weights:

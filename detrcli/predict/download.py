@@ -20,10 +20,9 @@ def is_url(name: str) -> bool:
 
 def download(url: str) -> bytes:
     """The bytes behind a URL, or an ImageError in one line."""
-    request = urllib.request.Request(
-        url, headers={"User-Agent": f"detrcli/{__version__}", "Accept": "image/*"}
-    )
+    headers = {"User-Agent": f"detrcli/{__version__}", "Accept": "image/*"}
     try:
+        request = urllib.request.Request(url, headers=headers)
         with _opener().open(request, timeout=TIMEOUT) as answer:
             return _body(answer, url)
     except urllib.error.HTTPError as error:

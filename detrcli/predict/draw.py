@@ -139,6 +139,7 @@ def _spots(box: Box, width: float, height: float) -> Iterator[tuple[float, float
     x1, y1, x2, y2 = box
     yield from ((x1, y1 - height), (x1, y1), (x1, y2), (x2 - width, y1 - height), (x2 - width, y2))
     yield from ((x1, y2 - height), (x2 - width, y1), (x2 - width, y2 - height), (x2, y1), (x1 - width, y1))
+    yield from ((x1, y1 + step * height) for step in range(1, int((y2 - y1) / height)))  # down its left side
 
 
 def _inside(place: Box, canvas: tuple[int, int]) -> Box:

@@ -7,13 +7,14 @@ within one origin, so one server would not do. Faults are put on a repository an
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote, urlparse
 
 Body = Literal["flip", "short", "cut"]
 
@@ -131,6 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         hub.requests.append(Request(self.server.origin, self.command, self.path, headers))
         parts = unquote(self.path.partition("?")[0]).strip("/").split("/")
+        if parts == ["api", "models"]:
+            return self.listing(send_body)
         repo = hub.repos.get("/".join(parts[:2]))
         if repo is None:
             self.refuse(401, "RepoNotFound")
@@ -142,6 +145,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.refuse(401, "GatedRepo")
         else:
             self.resolve(repo, "/".join(parts[:2]), parts[3], "/".join(parts[4:]), send_body)
+
+    def listing(self, send_body: bool) -> None:
+        """The search of the Hub: every repository whose name holds the text."""
+        text = parse_qs(urlparse(self.path).query).get("search", [""])[0]
+        rows = [
+            {"id": name, "modelId": name, "tags": ["license:mit", "object-detection"], "downloads": 7}
+            for name in self.server.hub.repos
+            if text in name
+        ]
+        self.reply(200, {"Content-Type": "application/json"}, json.dumps(rows).encode(), send_body)
 
     def resolve(self, repo: Repo, name: str, revision: str, path: str, send_body: bool) -> None:
         commit = repo.commit if revision == "main" else revision

@@ -16,7 +16,7 @@ from detrcli_deformable_detr.config import DeformableDetrConfig
 from detrcli_deformable_detr.decoder import Decoder
 from detrcli_deformable_detr.encoder import Encoder
 from detrcli_deformable_detr.heads import box_mlp, class_linear
-from detrcli_deformable_detr.levels import Levels
+from detrcli_deformable_detr.levels import Levels, Tokens
 from detrcli_deformable_detr.two_stage import LearnedQueries, ProposedQueries
 
 SMALL = -2.0  # learned queries start with boxes of sigmoid(-2) = 12 % of the picture
@@ -51,7 +51,10 @@ class DeformableDetr(nn.Module):
         padded = mask is not None
         if mask is None:
             mask = images.new_zeros((len(images), *images.shape[-2:]), dtype=torch.bool)
-        tokens = self.levels(self.backbone(images, mask), padded)
+        return self.answer(self.levels(self.backbone(images, mask), padded))
+
+    def answer(self, tokens: Tokens) -> Output:
+        """The transformer and its heads, on the tokens of all levels."""
         memory = self.encoder(tokens)
         queries, proposals = self.queries(memory, tokens)
         answers = self.decoder(queries, memory, tokens, self.per_layer(self.box_heads), self.config.refine)

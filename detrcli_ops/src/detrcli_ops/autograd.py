@@ -25,20 +25,26 @@ def kept(ctx: Any) -> list[Any]:
     ]
 
 
+def deterministic() -> bool:
+    return torch.are_deterministic_algorithms_enabled()
+
+
 def given(need: bool, grad: Tensor) -> Tensor | None:
     return grad if need else None
 
 
 def msda_backward(ctx: Any, grad: Tensor) -> Grads:
     value, _, locations, weights = ctx.needs_input_grad
-    d_value, d_locations, d_weights = ops.msda_backward(grad, *kept(ctx), value, locations or weights)
+    d_value, d_locations, d_weights = ops.msda_backward(
+        grad, *kept(ctx), value, locations or weights, deterministic()
+    )
     return given(value, d_value), None, given(locations, d_locations), given(weights, d_weights)
 
 
 def msda_fused_backward(ctx: Any, grad: Tensor) -> Grads:
     value, _, reference, offsets, logits, _ = ctx.needs_input_grad
     d_value, d_reference, d_offsets, d_logits = ops.msda_fused_backward(
-        grad, *kept(ctx), value, offsets or logits, reference
+        grad, *kept(ctx), value, offsets or logits, reference, deterministic()
     )
     return (
         given(value, d_value),
@@ -53,7 +59,7 @@ def msda_fused_backward(ctx: Any, grad: Tensor) -> Grads:
 def kda_backward(ctx: Any, grad: Tensor) -> Grads:
     query, key, value, _, reference, offsets, _, _ = ctx.needs_input_grad
     d_query, d_key, d_value, d_reference, d_offsets = ops.kda_backward(
-        grad, *kept(ctx), key or value, query or offsets, reference
+        grad, *kept(ctx), key or value, query or offsets, reference, deterministic()
     )
     return (
         given(query, d_query),
