@@ -23,15 +23,20 @@ SMALL = -2.0  # learned queries start with boxes of sigmoid(-2) = 12 % of the pi
 
 
 class DeformableDetr(nn.Module):
-    """images (B, 3, H, W), mask (B, H, W) -> logits (B, Q, K), each class on its own, and boxes (B, Q, 4)."""
+    """images (B, 3, H, W), mask (B, H, W) -> logits (B, Q, K), each class on its own, and boxes (B, Q, 4).
 
-    def __init__(self, config: DeformableDetrConfig, num_classes: int) -> None:
+    `encoder` (Tokens -> memory (B, S, C)) takes the place of the paper's, for papers that change nothing else.
+    """
+
+    def __init__(
+        self, config: DeformableDetrConfig, num_classes: int, encoder: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         blocks = (config.width, config.heads, config.levels, config.points, config.ffn, config.dropout)
         self.backbone = Backbone(config.backbone)
         self.levels = Levels(self.backbone.channels, config.width, config.levels)
-        self.encoder = Encoder(config.encoder_layers, *blocks)
+        self.encoder = encoder or Encoder(config.encoder_layers, *blocks)
         self.queries = build_queries(config, num_classes)
         self.decoder = Decoder(config.decoder_layers, *blocks)
         # without refinement all layers answer through the same heads
