@@ -184,7 +184,7 @@ plugin = Plugin(
                 ),
             },
             key_maps=LAYOUTS,
-            needs=frozenset({"masks"}),
+            needs=lambda config: frozenset({"masks"} if config.token_labels else ()),
         ),
     ),
 )
