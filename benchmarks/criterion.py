@@ -77,7 +77,9 @@ def compare(kind: str, repeats: int) -> dict[str, float]:
     mine, other = ours(kind, logits, boxes, targets), theirs(kind, logits, boxes, targets)
     a, b = mine(), other()
     torch.testing.assert_close(a, b, rtol=1e-4, atol=0)
-    for x, y in zip(torch.autograd.grad(a, (logits, boxes)), torch.autograd.grad(b, (logits, boxes)), strict=True):
+    for x, y in zip(
+        torch.autograd.grad(a, (logits, boxes)), torch.autograd.grad(b, (logits, boxes)), strict=True
+    ):
         torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-6)
     taken = [(seconds(mine, (logits, boxes)), seconds(other, (logits, boxes))) for _ in range(repeats)]
     best = [min(times) for times in zip(*taken, strict=True)]
@@ -91,7 +93,9 @@ def main() -> None:
     torch.set_num_threads(1)
     results = {kind: compare(kind, repeats) for kind in ("focal", "softmax")}
     for kind, r in results.items():
-        print(f"{kind:<8} ours {r['ours_ms']:6.2f} ms   transformers {r['transformers_ms']:6.2f} ms   {r['ratio']:.2f}x")
+        print(
+            f"{kind:<8} ours {r['ours_ms']:6.2f} ms   transformers {r['transformers_ms']:6.2f} ms   {r['ratio']:.2f}x"
+        )
     print(json.dumps({"torch": torch.__version__, "threads": 1, "repeats": repeats, "results": results}))
 
 

@@ -1,6 +1,6 @@
 """What it costs to ask `detr` something: CPU seconds of light commands, beside Python itself and `import torch`.
 
-    python benchmarks/startup.py [--runs 7]
+python benchmarks/startup.py [--runs 7]
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Writes the pages that come from the program: the command reference and the table of models.
 
-    python docs/generate.py            rewrite them
-    python docs/generate.py --check    exit 1 when one is out of date
+python docs/generate.py            rewrite them
+python docs/generate.py --check    exit 1 when one is out of date
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ def commands() -> str:
     group = get_command(app)
     assert isinstance(group, TyperGroup)
     context: Any = group.context_class(group, info_name="detr")
-    return NOTE + get_docs_for_click(obj=group, ctx=context, name="detr", title="The command line").strip() + "\n"
+    return (
+        NOTE
+        + get_docs_for_click(obj=group, ctx=context, name="detr", title="The command line").strip()
+        + "\n"
+    )
 
 
 def zoo() -> str:
@@ -74,7 +78,11 @@ PAGES = {"cli.md": commands, "zoo.md": zoo}
 
 
 def main() -> int:
-    stale = [name for name, make in PAGES.items() if (HERE / name).exists() is False or (HERE / name).read_text() != make()]
+    stale = [
+        name
+        for name, make in PAGES.items()
+        if (HERE / name).exists() is False or (HERE / name).read_text() != make()
+    ]
     if "--check" in sys.argv:
         for name in stale:
             sys.stderr.write(f"docs/{name} is out of date: make docs\n")

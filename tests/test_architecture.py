@@ -11,11 +11,12 @@ ROOT = Path(__file__).parent.parent
 
 # floor by floor, from the ground; a module may import its own floor's packages listed with it, and lower ones
 FLOORS = [
-    {"version", "errors", "types", "boxes", "distributed", "ops", "files", "runs"},
+    {"version", "errors", "types", "boxes", "distributed", "launch", "ops", "files", "runs"},
     {"config", "plugins", "postprocess", "nn"},
     {"data", "weights", "models", "zoo"},
     {"evaluate", "predict", "profile", "export"},
     {"train", "testing"},
+    {"api"},
     {"cli"},
 ]
 CITATIONS = {

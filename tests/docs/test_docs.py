@@ -13,7 +13,11 @@ import pytest
 from tests.cli.run import detr
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "models").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "models").glob("*.md")),
+]
 PAGES = [page for page in PAGES if page.name not in ("cli.md", "zoo.md")]
 
 
@@ -51,19 +55,30 @@ def test_commands_of_a_page_run(page, workplace):
     for block in blocks(page, "console"):
         for line in block.splitlines():
             if line.startswith("$ detr "):
-                done = detr(*shlex.split(line.removeprefix("$ detr "), comments=True), cwd=workplace, env={"DETR_RUNS": "runs"})
+                done = detr(
+                    *shlex.split(line.removeprefix("$ detr "), comments=True),
+                    cwd=workplace,
+                    env={"DETR_RUNS": "runs"},
+                )
                 assert done.code == 0, f"{line}\n{done.err}"
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.stem)
 def test_python_of_a_page_runs(page, workplace):
     code = "\n".join(blocks(page, "python"))
-    run = subprocess.run([sys.executable, "-W", "error::SyntaxWarning", "-c", code], cwd=workplace, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-W", "error::SyntaxWarning", "-c", code],
+        cwd=workplace,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr
 
 
 def test_generated_pages_are_up_to_date():
-    run = subprocess.run([sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
 
 
