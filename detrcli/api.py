@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
 if TYPE_CHECKING:
     from detrcli.data.annotations import Dataset
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from detrcli.evaluate.coco import Backend
     from detrcli.evaluate.run import EvalResult
     from detrcli.predict.result import Result
-    from detrcli.predict.run import Predictor
+    from detrcli.predict.run import Options, Predictor
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]  # told the total, then the steps
 
@@ -37,7 +37,7 @@ def predict(
     *,
     weights: str | os.PathLike[str] | None = None,
     device: str | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Iterator[Result]:
     """The objects in each picture, one result at a time; options are those of `Predictor.predict`."""
     return load(model, weights=weights, device=device).predict(sources, **options)
