@@ -18,7 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 import detrcli.evaluate
-import detrcli.predict  # these packages hold nothing; imported first, they leave their names to the verbs
+import detrcli.predict  # noqa: F401  # empty packages; imported first, they leave their names to the verbs
 from detrcli.api import evaluate, load, predict
 from detrcli.version import __version__
 
