@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from detrcli.nn.inference import choose_device
+from detrcli.nn.inference import choose_device, ready
 from detrcli.predict.run import Predictor
 from detrcli.weights.opened import open_weights
 from detrcli.weights.resolve import Choice
@@ -18,7 +18,7 @@ def load(choice: Choice, device: str | None = None) -> Predictor:
     return Predictor(
         name=opened.model.name,
         weights=choice.why,
-        model=opened.module.eval().to(place),
+        model=ready(opened.module, place),
         categories=opened.categories,
         preprocess=opened.preprocess,
         postprocess=partial(family.postprocess, config),
