@@ -187,17 +187,17 @@ class _Columns:
         self.ids, self.numbers = array("q"), array("d")
 
     def take(self, row: dict[str, Any]) -> Any:
-        try:
-            x, y, w, h = row["bbox"]
-            numbers = (x, y, w, h, row["score"])
-            ids = (row["image_id"], row["category_id"])
-        except (KeyError, TypeError, ValueError):  # an object of another kind, or a row to be refused
-            return row
         before = len(self.ids)
         try:
-            self.ids.extend(ids)
-            self.numbers.extend(numbers)
-        except (TypeError, OverflowError):
+            x, y, w, h = row["bbox"]
+            self.ids.extend((row["image_id"], row["category_id"]))
+            self.numbers.extend((x, y, w, h, row["score"]))
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            OverflowError,
+        ):  # another kind of object, or a row to be refused
             del self.ids[before:], self.numbers[before // 2 * 5 :]
             return row
         return self.TAKEN
