@@ -21,6 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from detrcli.data.annotations import Array, Dataset
 from detrcli.data.masks import masks_of
+from detrcli.data.memory import recycled
 from detrcli.data.transforms import Size, Transform, View, evaluation, normalise, target_of, view_of
 from detrcli.errors import DetrError, ImageError
 from detrcli.plugins.contract import Preprocess
@@ -46,10 +47,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _canvas(sizes: Sequence[Size], *, shared: bool) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W), zero where padded and unset elsewhere, and the mask of the padding (B, H, W)."""
+    """Images (B, 3, H, W), channels last, zero where padded and unset elsewhere, and the mask of the padding (B, H, W)."""
     height, width = (max(side) for side in zip(*sizes, strict=True))
-    shape = (len(sizes), 3, height, width)
-    images = _shared(shape) if shared else torch.empty(shape)
+    shape = (len(sizes), height, width, 3)
+    images = (_shared(shape) if shared else recycled(shape)).permute(0, 3, 1, 2)
     mask = torch.ones(len(sizes), height, width, dtype=torch.bool)
     for image, padding, (h, w) in zip(images, mask, sizes, strict=True):
         image[:, h:] = 0
