@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -79,7 +79,7 @@ def find(name: str, data_root: Path | None = None) -> Source:
     path = Path(name).expanduser()
     if _exists(path):
         return recognise(path, name)
-    if path.suffix or len(path.parts) != 1:
+    if path.suffix or "/" in name or os.sep in name:
         raise UsageError(f"no such file or folder: {name}", hint=_similar_paths(path))
     places = [root / name for root in roots(data_root)]
     for place in places:
@@ -155,22 +155,20 @@ def _registered(name: str, table: Any, file: Path) -> Source:
         if not place.exists():
             raise DataError(f"{file}: [{name}] path {place} is not there")
         return recognise(place, name)
-    splits = dict(_registered_splits(name, table, file))
+    splits: dict[str, Loader] = {}
+    for split, entry in table.items() if isinstance(table, dict) else ():
+        if not isinstance(entry, dict) or set(entry) != {"annotations", "images"}:
+            raise _not_understood(name, file)
+        places = [file.parent / Path(str(entry[key])).expanduser() for key in ("annotations", "images")]
+        splits[split_name(split)] = layouts.coco_loader(places[0], places[1], name, split_name(split))
+    if not splits:
+        raise _not_understood(name, file)
     return _source(name, layouts.Found("coco", splits))
 
 
-def _registered_splits(name: str, table: Any, file: Path) -> Iterator[tuple[str, Loader]]:
-    for split, entry in table.items() if isinstance(table, dict) else ():
-        if not isinstance(entry, dict) or set(entry) != {"annotations", "images"}:
-            break
-        places = [file.parent / Path(str(entry[key])).expanduser() for key in ("annotations", "images")]
-        yield split_name(split), layouts.coco_loader(places[0], places[1], name, split_name(split))
-    else:
-        return
-    raise DataError(
-        f"{file}: [{name}] is not understood",
-        hint='write path = "FOLDER", or for each split: train = {annotations = "FILE.json", images = "FOLDER"}',
-    )
+def _not_understood(name: str, file: Path) -> DataError:
+    hint = 'write path = "FOLDER", or for each split: train = {annotations = "FILE.json", images = "FOLDER"}'
+    return DataError(f"{file}: [{name}] is not understood", hint=hint)
 
 
 def _exists(path: Path) -> bool:
