@@ -20,15 +20,17 @@ from typing import TYPE_CHECKING, Any
 from detrcli.version import __version__
 
 if TYPE_CHECKING:
+    from detrcli.api import load
     from detrcli.models import create_model, list_models, load_weights
 
 _HOMES = {
     "create_model": "detrcli.models",
     "list_models": "detrcli.models",
+    "load": "detrcli.api",
     "load_weights": "detrcli.models",
 }
 
-__all__ = ["__version__", "create_model", "list_models", "load_weights"]
+__all__ = ["__version__", "create_model", "list_models", "load", "load_weights"]
 
 
 def __getattr__(name: str) -> Any:

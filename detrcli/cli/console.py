@@ -60,6 +60,21 @@ def detail(text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
+def listen() -> None:
+    """Show what the library has to tell: one line each, on stderr."""
+    import logging
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            (detail if record.levelno < logging.INFO else note)(record.getMessage())
+
+    logger = logging.getLogger("detrcli")
+    logger.handlers = [Notes()]
+    logger.setLevel(
+        logging.WARNING if settings.quiet else logging.DEBUG if settings.verbose else logging.INFO
+    )
+
+
 def say(text: str) -> None:
     """A line of data on stdout."""
     print(text, flush=True)  # noqa: T201

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,7 +18,6 @@ if TYPE_CHECKING:
     from detrcli.evaluate.coco import CocoMetrics
     from detrcli.evaluate.run import EvalResult
     from detrcli.evaluate.tables import DetectionTable
-    from detrcli.predict.run import Predictor
 
 Scorer = Literal["auto", "pycocotools", "ultrafast"]
 
@@ -29,7 +31,7 @@ CLASS_COLUMNS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1
 def evaluate(
     data: Annotated[str, typer.Argument(help="A data set: name, folder or COCO file.", metavar="DATA")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="FAMILY[/VARIANT]; see detr zoo list.")
+        str | None, typer.Option("--model", "-m", help="FAMILY or FAMILY/VARIANT; see detr zoo list.")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="A file, a run or OWNER/REPO on the Hub.")] = None,
     detections: Annotated[
@@ -42,7 +44,8 @@ def evaluate(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps; without it the fastest.")
     ] = None,
-    amp: Annotated[bool, typer.Option("--amp", help="Compute in 16 bits.")] = False,
+    devices: Annotated[int, typer.Option(min=1, help="Processes that share the images.")] = 1,
+    amp: Annotated[Literal["bf16", "off"], typer.Option(help="Compute in 16 bits, or not.")] = "off",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
     scorer: Annotated[Scorer, typer.Option(help="What computes the numbers.")] = "auto",
     per_class: Annotated[bool, typer.Option("--per-class", help="Show a table of the classes.")] = False,
@@ -59,30 +62,27 @@ def evaluate(
             "give either a model or saved detections",
             hint=f"detr eval {data} --model FAMILY, or --detections FILE",
         )
-    from detrcli.data import catalog
-    from detrcli.evaluate import report
-    from detrcli.runs import new_run
-
-    dataset = catalog.resolve(data, split, data_root)
-    about: dict[str, Any] = {"data": dataset.name, "split": dataset.split}
     if detections is not None:
-        about["detections"] = str(detections)
+        from detrcli.data import catalog
+
+        dataset = catalog.resolve(data, split, data_root)
         coco, table = _score_saved(dataset, detections, scorer)
+        about: dict[str, Any] = {"detections": str(detections), "images": len(dataset)}
         what = detections.stem
     else:
-        from detrcli.predict.load import load
-
-        predictor = load(model, weights, device)
-        console.note(f"{predictor.name}: {predictor.weights}")
-        size = _batch_size(predictor, batch_size)
-        result = _score_model(predictor, dataset, size, workers, amp, limit, scorer)
-        coco, table, what = result.coco, result.detections, predictor.name
-        about |= {"model": predictor.name, "weights": predictor.weights, "device": str(predictor.device)}
-        about |= {"batch_size": size, "amp": amp, "images": result.images}
-        about |= {"seconds": result.seconds, "images_per_second": result.images_per_second}
-    folder = out or new_run("eval", f"{what}-{dataset.name}")
-    report.write(folder, coco, table, about)
-    _show(coco, about, folder, per_class, as_json)
+        result = _score_model(
+            data, model, weights=weights, split=split, data_root=data_root, batch_size=batch_size, workers=workers,
+            device=device, devices=devices, amp=amp == "bf16", limit=limit, scorer=scorer,
+        )  # fmt: skip
+        coco, table, what = result.coco, result.detections, result.model
+        about = {"model": result.model, "weights": result.weights, "amp": amp}
+        about |= {
+            "images": result.images,
+            "batch_size": result.batch_size,
+            "seconds": round(result.seconds, 3),
+        }
+        about["images_per_second"] = round(result.images_per_second, 3)
+    _finish(coco, table, {"data": data, "split": split, **about}, what, out, per_class, as_json)
 
 
 def _score_saved(dataset: Dataset, path: Path, scorer: Scorer) -> tuple[CocoMetrics, DetectionTable]:
@@ -93,43 +93,40 @@ def _score_saved(dataset: Dataset, path: Path, scorer: Scorer) -> tuple[CocoMetr
     return score(TruthTable.of(dataset), table, backend=scorer, where=str(path)), table
 
 
-def _score_model(
-    predictor: Predictor,
-    dataset: Dataset,
-    size: int,
-    workers: int,
-    amp: bool,
-    limit: int | None,
-    scorer: Scorer,
-) -> EvalResult:
-    from detrcli.evaluate.run import evaluate as run
+def _score_model(data: str, model: str | None, **options: Any) -> EvalResult:
+    if model is not None:
+        from detrcli.plugins import resolve
 
-    with console.progress("images", min(limit or len(dataset), len(dataset))) as ticker:
-        return run(
-            predictor.model,
-            dataset,
-            preprocess=predictor.preprocess,
-            postprocess=predictor.postprocess,
-            categories=predictor.categories,
-            device=predictor.device,
-            batch_size=size,
-            workers=workers,
-            amp=amp,
-            limit=limit,
-            backend=scorer,
-            advance=ticker.advance,
-        )
+        chosen = resolve(model)  # a wrong name is told before torch is loaded
+        only = chosen.family.eval_batch_size(chosen.config)
+        if only is not None and options["batch_size"] is None:
+            console.note(
+                f"{chosen.name} saw no padding in training: batches of {only}; --batch-size changes that"
+            )
+    from detrcli.api import evaluate as run
+
+    return run(data, model, progress=_progress, **options)
 
 
-def _batch_size(predictor: Predictor, wanted: int | None) -> int:
-    """What the user says; else what the model insists on, saying so; else 1."""
-    if wanted is not None:
-        return wanted
-    if predictor.only_batch is not None:
-        console.note(
-            f"{predictor.name} is evaluated {predictor.only_batch} image at a time, as it was trained; --batch-size changes that"
-        )
-    return predictor.only_batch or 1
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    with console.progress("images", total) as ticker:
+        yield ticker.advance
+
+
+def _finish(
+    coco: CocoMetrics, table: DetectionTable, about: dict[str, Any], what: str, out: Path | None, per_class: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Save, then show; of several processes only the first."""
+    if int(os.environ.get("RANK", "0")):
+        return
+    from detrcli.evaluate import report
+    from detrcli.runs import new_run
+
+    folder = new_run("eval", f"{what}-{Path(about['data']).stem}", out)
+    report.write(folder, coco, table, about)
+    _show(coco, about, folder, per_class, as_json)
 
 
 def _show(coco: CocoMetrics, about: dict[str, Any], folder: Path, per_class: bool, as_json: bool) -> None:
@@ -150,6 +147,7 @@ def _show(coco: CocoMetrics, about: dict[str, Any], folder: Path, per_class: boo
     row = [_percent(value) for value in coco.metrics.values()]
     console.table(list(TITLES.values()), [row], right=list(TITLES.values()))
     if "images_per_second" in about:
+        console.note(f"{about['model']}: {about['weights']}")
         console.note(f"{about['images']} images, {about['images_per_second']:.2f} images/s")
     console.note(f"scored by {coco.backend}; numbers, classes and detections in {folder}")
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from detrcli.cli import console
-from detrcli.errors import DataError, PartialError
+from detrcli.cli.complete import model_names
+from detrcli.errors import DataError, DetrError, PartialError, UsageError
 
 if TYPE_CHECKING:
     from detrcli.predict.result import Failure, Result
@@ -26,39 +29,54 @@ class Tally:
     images: int = 0
     classes: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
+    last: Result | None = None
+    records: list[dict[str, Any]] | None = None  # with --json
 
     def add(self, result: Result) -> None:
         self.images += 1
         self.classes.update(found.name for found in result.detections)
+        self.last = result
+        for note in result.notes:
+            console.note(f"{visible(result.source)}: {note}")
+        if self.records is not None:
+            self.records.append(result.to_dict())
 
     def fail(self, failure: Failure) -> None:
-        console.note(f"failed: {failure.reason}")
+        console.note(f"failed: {visible(failure.reason)}")
         self.failures.append(failure)
 
 
 def predict(
-    sources: Annotated[list[str], typer.Argument(help="Pictures, folders or globs.", metavar="SOURCE…")],
+    sources: Annotated[
+        list[str], typer.Argument(help="Files, folders, globs, URLs, or - for stdin.", metavar="SOURCE…")
+    ],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="FAMILY[/VARIANT]; see detr zoo list.")
+        str | None,
+        typer.Option(
+            "--model", "-m", help="FAMILY or FAMILY/VARIANT, see `detr zoo list`.", autocompletion=model_names
+        ),
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="A file, a run or OWNER/REPO on the Hub.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="A file, a run or OWNER/REPO [default: the newest run, else the zoo's]."),
+    ] = None,
     out: Annotated[
-        str | None, typer.Option(help="Folder for the results; - writes JSON lines to stdout.")
+        str | None,
+        typer.Option(help="A folder, or - for JSON lines on stdout [default: runs/predict/MODEL-N]."),
     ] = None,
     formats: Annotated[
-        str, typer.Option("--format", help="Any of image, json, jsonl, coco, yolo, csv, crops, with commas.")
+        str, typer.Option("--format", help="Any of image, json, jsonl, coco, yolo, csv, crops; with commas.")
     ] = "image,json",
     conf: Annotated[float, typer.Option(min=0, max=1, help="Lowest score to keep.")] = 0.3,
     top: Annotated[int | None, typer.Option(min=1, help="At most this many objects a picture.")] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="Only these classes: names or ids, with commas.")
-    ] = None,
+    classes: Annotated[str | None, typer.Option(help="Only these: names or ids, with commas.")] = None,
     max_size: Annotated[int | None, typer.Option(min=32, help="Longest side that the model sees.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 1,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; without it the fastest.")
+    tile: Annotated[
+        int | None, typer.Option(min=64, help="Also look at overlapping squares of that many pixels.")
     ] = None,
-    amp: Annotated[bool, typer.Option("--amp", help="Compute in 16 bits.")] = False,
+    batch: Annotated[int | None, typer.Option(min=1, help="Pictures at a time [default: 1].")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps [default: the fastest].")] = None,
+    amp: Annotated[Literal["bf16", "off"], typer.Option(help="Compute in 16 bits, or not.")] = "off",
     recursive: Annotated[
         bool, typer.Option("--recursive", "-r", help="Look into folders of folders.")
     ] = False,
@@ -66,61 +84,103 @@ def predict(
 ) -> None:
     """Find objects in pictures; draw them, and write them down.
 
-    Examples: detr predict img.jpg --model lite_deformable · detr predict photos/ -m detr --format csv,crops
+    Examples: detr predict img.jpg -m detr · detr predict photos/ -m detr --format csv,crops · ls *.png | detr predict - -m detr --out -
     """
     console.settings.json = as_json
+    if as_json and out == "-":
+        raise UsageError("--json and --out - both want stdout", hint="leave one of them out")
+    forms = _forms(formats)
+    predictor = _load(model, weights, device)
+    tally = Tally(records=[] if as_json else None)
+    settings = {"conf": conf, "top": top, "max_size": max_size, "tile": tile}
+    options: dict[str, Any] = {**settings, "classes": _words(classes), "batch": batch, "amp": amp == "bf16"}
+    writing = _outputs(predictor, out, forms, settings, tally)
+    with writing as (outputs, folder), console.progress("pictures") as ticker:
+        for result in predictor.predict(sources, recursive=recursive, on_failure=tally.fail, **options):
+            outputs.write(result)
+            tally.add(result)
+            ticker.advance()
+    _show(tally, folder)
+    if as_json:
+        _emit(predictor, tally, folder)
+    _fail(tally, as_json)
+
+
+def visible(text: str) -> str:
+    """A name or message on one line, whatever its letters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _forms(formats: str) -> list[str]:
+    return _words(formats) or ["image", "json"]
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def _load(model: str | None, weights: str | None, device: str | None) -> Predictor:
+    if model is not None:
+        from detrcli.plugins import resolve
+
+        resolve(model)  # a wrong name is told before torch is loaded
     from detrcli.predict.load import load
 
     predictor = load(model, weights, device)
     console.note(f"{predictor.name}: {predictor.weights}")
-    outputs, folder = _outputs(predictor, out, formats.split(","), conf)
-    tally, records = Tally(), []
-    with console.progress("pictures") as ticker:
-        results = predictor.predict(
-            sources,
-            conf=conf,
-            top=top,
-            classes=[name for name in (classes or "").split(",") if name],
-            batch=batch,
-            max_size=max_size,
-            amp=amp,
-            recursive=recursive,
-            on_failure=tally.fail,
-        )
-        for result in results:
-            tally.add(result)
-            outputs.write(result)
-            if as_json:
-                records.append(result.to_dict())
-            ticker.advance()
-    outputs.close(tally.failures)
-    if as_json:
-        failures = [failure.to_dict() for failure in tally.failures]
-        about = {"model": predictor.name, "weights": predictor.weights, "out": folder}
-        console.emit_json({**about, "images": records, "failures": failures})
-    _finish(tally, folder)
+    return predictor
 
 
+@contextmanager
 def _outputs(
-    predictor: Predictor, out: str | None, forms: list[str], conf: float
-) -> tuple[Outputs, str | None]:
+    predictor: Predictor, out: str | None, forms: list[str], settings: dict[str, Any], tally: Tally
+) -> Iterator[tuple[Outputs, str | None]]:
+    """The writers, closed whatever happens: what was found before an interruption is whole."""
     from detrcli.predict.writers import JsonLines, Outputs, Target
     from detrcli.runs import new_run
 
-    about = {"model": predictor.name, "weights": predictor.weights, "conf": conf}
+    folder: str | None = None
     if out == "-":
-        return Outputs([JsonLines(sys.stdout)]), None
-    folder = Path(out) if out else new_run("predict", predictor.name)
-    return Outputs.in_folder(Target(folder, predictor.categories, about), forms), str(folder)
+        outputs = Outputs([JsonLines(sys.stdout)])
+    else:
+        place = Path(out) if out else new_run("predict", predictor.name)
+        about = {"model": predictor.name, "weights": predictor.weights, "settings": settings}
+        outputs, folder = Outputs.in_folder(Target(place, predictor.categories, about), forms), str(place)
+    try:
+        yield outputs, folder
+    finally:
+        outputs.close(tally.failures)
 
 
-def _finish(tally: Tally, folder: str | None) -> None:
-    """Tell what was found; then what was not, as the exit code."""
-    found = ", ".join(f"{count} {name}" for name, count in tally.classes.most_common(8)) or "nothing found"
-    where = f"; results in {folder}" if folder else ""
-    console.note(f"{tally.images} pictures: {found}{where}")
+def _emit(predictor: Predictor, tally: Tally, folder: str | None) -> None:
+    about = {"model": predictor.name, "weights": predictor.weights, "out": folder}
+    failures = [failure.to_dict() for failure in tally.failures]
+    console.emit_json({**about, "images": tally.records, "failures": failures})
+
+
+def _show(tally: Tally, folder: str | None) -> None:
+    """A summary in one line; for a single picture the picture, where the terminal can show it."""
+    if tally.images == 1 and tally.last is not None and folder is not None:
+        from detrcli.cli import preview
+
+        preview.show(tally.last)
+    found = ", ".join(f"{count} {visible(name)}" for name, count in tally.classes.most_common(8))
+    more = len(tally.classes) - 8
+    found += f" and {more} more classes" if more > 0 else ""
+    what = "1 picture" if tally.images == 1 else f"{tally.images} pictures"
+    console.note(f"{what}: {found or 'nothing found'}" + (f"; results in {folder}" if folder else ""))
+
+
+def _fail(tally: Tally, as_json: bool) -> None:
+    """What was not done, as the exit code. A JSON document that was printed has the reasons in it already."""
     if not tally.failures:
         return
-    if not tally.images:
-        raise DataError(tally.failures[0].reason if len(tally.failures) == 1 else "no picture could be read")
-    raise PartialError(f"{len(tally.failures)} inputs failed, {tally.images} were done")
+    first, count = visible(tally.failures[0].reason), len(tally.failures)
+    error: DetrError
+    if tally.images:
+        error = PartialError(f"{count} of {count + tally.images} inputs failed")
+    else:
+        error = DataError(first if count == 1 else f"no input could be read; the first: {first}")
+    if as_json:
+        raise typer.Exit(error.exit_code)
+    raise error

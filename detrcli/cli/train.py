@@ -29,7 +29,7 @@ def train(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", help="FAMILY[/VARIANT], see `detr zoo list`.", autocompletion=model_names
+            "--model", "-m", help="FAMILY or FAMILY/VARIANT, see `detr zoo list`.", autocompletion=model_names
         ),
     ] = None,
     epochs: Annotated[

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detrcli.cli import console
+from detrcli.cli import console, zoo_weights
+from detrcli.cli.complete import model_names
 
 if TYPE_CHECKING:
     from detrcli.plugins.contract import Published, Weights
@@ -16,18 +18,10 @@ app = typer.Typer(name="zoo", help="Models, papers and weights.", no_args_is_hel
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
-def complete_model(incomplete: str) -> list[str]:
-    from detrcli.plugins import models
-
-    names = [m.name for m in models()]
-    families = list(dict.fromkeys(m.family.name for m in models()))
-    return [name for name in [*families, *names] if name.startswith(incomplete)]
-
-
 @app.command("list")
 def list_models(
     pattern: Annotated[
-        str, typer.Argument(help="Only these: a family or a shell pattern.", autocompletion=complete_model)
+        str, typer.Argument(help="Only these: a family or a shell pattern.", autocompletion=model_names)
     ] = "*",
     ready: Annotated[
         bool, typer.Option("--ready", help="Only models whose weights are on this machine.")
@@ -60,7 +54,9 @@ def list_models(
 
 @app.command("info")
 def info(
-    name: Annotated[str, typer.Argument(metavar="FAMILY[/VARIANT]", autocompletion=complete_model)],
+    name: Annotated[
+        str, typer.Argument(metavar="MODEL", help="FAMILY or FAMILY/VARIANT.", autocompletion=model_names)
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show a paper with its page, or one variant with its numbers, recipes, configuration and weights."""
@@ -76,6 +72,78 @@ def info(
         _show_variant(model)
     else:
         _show_family(variants)
+
+
+@app.command("search")
+def search(
+    words: Annotated[list[str], typer.Argument(help="Parts of names, titles, authors, venues or summaries.")],
+    hub: Annotated[
+        bool, typer.Option("--hub", help="Ask the Hugging Face Hub for repositories instead.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find models of the zoo, or detection repositories on the Hub."""
+    console.settings.json = as_json
+    if hub:
+        from detrcli.weights.hub import search as ask
+
+        found = ask(" ".join(words))
+        if as_json:
+            console.emit_json({"repositories": found})
+        else:
+            console.table(
+                ("repository", "licence", "downloads", "changed"), [list(map(str, r.values())) for r in found]
+            )
+        return
+    from detrcli.plugins import models
+
+    rows = [row(m) for m in models() if _about(m, words)]
+    if as_json:
+        console.emit_json({"models": rows})
+    elif rows:
+        _draw(rows)
+    else:
+        console.note(f"no model of the zoo speaks of {' '.join(words)}; --hub asks the Hub")
+
+
+def _about(model: Model, words: list[str]) -> bool:
+    paper, variant = model.paper, model.variant
+    facts = (
+        model.name,
+        paper.title,
+        paper.authors,
+        paper.venue,
+        str(paper.year),
+        model.family.summary,
+        variant.summary,
+    )
+    text = " ".join(facts).lower()
+    return all(word.lower() in text for word in words)
+
+
+@app.command("new")
+def new(
+    name: Annotated[str, typer.Argument(help="The name users will type, such as sparse-detr.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The folder; NAME here if not given.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="The paper's title.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a plugin package for a paper: it installs, trains and passes the conformance kit as it is."""
+    console.settings.json = as_json
+    from detrcli.plugins.scaffold import scaffold
+
+    folder = out or Path(name)
+    family, written = scaffold(name, folder, title)
+    if as_json:
+        console.emit_json({"family": family, "folder": str(folder), "files": [str(path) for path in written]})
+        return
+    for path in written:
+        console.say(str(path))
+    console.note(
+        f"next: pip install -e {folder} && detr train shapes --model {family}/tiny && pytest {folder}"
+    )
 
 
 def row(model: Model, *, whole: bool = False) -> dict[str, Any]:
@@ -206,3 +274,13 @@ def _on_disk(model: Model) -> str:
 
     state = status(model)
     return f"{state.kind}: {state.path} ({(state.size or 0) / 1e6:.1f} MB)" if state.path else "nothing yet"
+
+
+for command in (
+    zoo_weights.pull,
+    zoo_weights.verify,
+    zoo_weights.convert,
+    zoo_weights.path,
+    zoo_weights.rm,
+):
+    app.command(command.__name__)(command)

@@ -30,5 +30,13 @@ def coco_channels() -> Categories:
     return Categories(tuple(range(len(names))), tuple(names))
 
 
+def classes_for(count: int) -> Categories:
+    """The classes of a file that does not name them: COCO's when their number says so, else numbered."""
+    for known in (coco_channels(), coco_classes()):
+        if len(known) == count:
+            return known
+    return Categories(tuple(range(count)), tuple(f"class {i}" for i in range(count)))
+
+
 def _by_id() -> list[str]:
     return ["-", *(name.strip() for row in _NAMES.strip().splitlines() for name in row.split(";"))]

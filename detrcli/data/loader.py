@@ -188,7 +188,10 @@ def _grouped(order: Array, portrait: Array, whole: int) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One rank's part of an evaluation: images rank, rank + world_size, …, in order, none repeated to even out."""
+    """One rank's part of an evaluation: every image once over all ranks, none repeated to even out.
+
+    Whole batches are dealt out, so that an image has the same neighbours, and the same padding, whatever the number of ranks.
+    """
 
     length: int
     batch_size: int
@@ -196,12 +199,14 @@ class Shard:
     world_size: int = 1
 
     def __len__(self) -> int:
-        return -(-len(range(self.rank, self.length, self.world_size)) // self.batch_size)
+        return len(self._starts())
 
     def keys(self, epoch: int, start: int) -> list[list[Key]]:
-        mine = range(self.rank, self.length, self.world_size)
-        cuts = range(start * self.batch_size, len(mine), self.batch_size)
-        return [[(epoch, index) for index in mine[cut : cut + self.batch_size]] for cut in cuts]
+        ends = ((first, min(first + self.batch_size, self.length)) for first in self._starts()[start:])
+        return [[(epoch, index) for index in range(first, end)] for first, end in ends]
+
+    def _starts(self) -> range:
+        return range(0, self.length, self.batch_size)[self.rank :: self.world_size]
 
 
 class Batches:

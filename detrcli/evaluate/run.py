@@ -36,7 +36,10 @@ class EvalResult:
     coco: CocoMetrics
     detections: DetectionTable  # in the order of the data set
     images: int
+    batch_size: int
     seconds: float
+    model: str = ""  # its name, where it was loaded by one
+    weights: str = ""  # which, and why, in words
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -89,7 +92,8 @@ def evaluate(
     finally:
         model.train(was_training)
     seconds = time.perf_counter() - started
-    return _score_together(dataset, DetectionTable.concatenate(found), seconds, backend)
+    share = Share(DetectionTable.concatenate(found), seconds)
+    return _score_together(dataset, share, batch_size, backend)
 
 
 def match_categories(model: Categories, data: Categories) -> Ints:
@@ -136,44 +140,46 @@ def _table(image_id: int, answer: Detections, category_ids: Ints) -> DetectionTa
         )
     labels = answer.labels.numpy()
     known = (labels < len(category_ids)) & (category_ids[np.minimum(labels, len(category_ids) - 1)] >= 0)
-    return DetectionTable(
-        image_ids=np.full(int(known.sum()), image_id, np.int64),
-        category_ids=category_ids[labels[known]],
-        scores=scores[known],
-        boxes=boxes[known],
-    )
+    image_ids = np.full(len(labels), image_id, np.int64)
+    return DetectionTable(image_ids[known], category_ids[labels[known]], scores[known], boxes[known])
 
 
-def _score_together(dataset: Dataset, mine: DetectionTable, seconds: float, backend: Backend) -> EvalResult:
-    """Gather on rank 0, score there, share the result."""
-    parts: list[tuple[DetectionTable, float] | None] = [None] * distributed.world_size()
-    if distributed.running():
-        dist.gather_object((mine, seconds), parts if distributed.is_main() else None)
-    else:
-        parts = [(mine, seconds)]
-    result: list[EvalResult | DataError | None] = [None]
-    if distributed.is_main():
-        whole = [part for part in parts if part is not None]
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one rank found, and how long it took."""
+
+    detections: DetectionTable
+    seconds: float
+
+
+def _score_together(dataset: Dataset, mine: Share, batch_size: int, backend: Backend) -> EvalResult:
+    """Gather on rank 0, score there, share the result; an error is shared too, for the others wait for an answer."""
+    answer: list[EvalResult | DataError | None] = [None]
+    shares = _gather(mine)
+    if shares:
         try:
-            result[0] = _score(dataset, [part[0] for part in whole], max(part[1] for part in whole), backend)
-        except DataError as error:  # the others wait for an answer: they get this one
-            result[0] = error
+            answer = [_score(dataset, shares, batch_size, backend)]
+        except DataError as error:
+            answer = [error]
     if distributed.running():
-        dist.broadcast_object_list(result)
-    if isinstance(result[0], EvalResult):
-        return result[0]
-    raise result[0] or DataError("rank 0 sent no result")
+        dist.broadcast_object_list(answer)
+    if isinstance(answer[0], EvalResult):
+        return answer[0]
+    raise answer[0] or DataError("rank 0 sent no result")
 
 
-def _score(dataset: Dataset, parts: list[DetectionTable], seconds: float, backend: Backend) -> EvalResult:
-    detections = DetectionTable.concatenate(parts)
+def _gather(mine: Share) -> list[Share]:
+    """All shares on rank 0, none elsewhere."""
+    if not distributed.running():
+        return [mine]
+    shares: list[Share | None] = [None] * distributed.world_size()
+    dist.gather_object(mine, shares if distributed.is_main() else None)
+    return [share for share in shares if share is not None]
+
+
+def _score(dataset: Dataset, shares: list[Share], batch_size: int, backend: Backend) -> EvalResult:
+    found = DetectionTable.concatenate([share.detections for share in shares])
     place = {int(image_id): i for i, image_id in enumerate(dataset.annotations.image_ids)}
-    order = np.argsort([place[i] for i in detections.image_ids.tolist()], kind="stable")
-    detections = DetectionTable(
-        detections.image_ids[order],
-        detections.category_ids[order],
-        detections.scores[order],
-        detections.boxes[order],
-    )
-    coco = score(TruthTable.of(dataset), detections, backend=backend)
-    return EvalResult(coco, detections, len(dataset), seconds)
+    found = found.rows(np.argsort([place[i] for i in found.image_ids.tolist()], kind="stable"))
+    coco = score(TruthTable.of(dataset), found, backend=backend)
+    return EvalResult(coco, found, len(dataset), batch_size, max(share.seconds for share in shares))

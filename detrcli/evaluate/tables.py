@@ -77,6 +77,11 @@ class DetectionTable:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def rows(self, chosen: Ints) -> DetectionTable:
+        return DetectionTable(
+            self.image_ids[chosen], self.category_ids[chosen], self.scores[chosen], self.boxes[chosen]
+        )
+
     @classmethod
     def empty(cls) -> DetectionTable:
         ids = np.zeros(0, np.int64)

@@ -32,17 +32,10 @@ def choose_device(name: str | None = None) -> torch.device:
     return device
 
 
-def half_type(device: torch.device) -> torch.dtype:
-    """The 16-bit type that `--amp` means: bfloat16, except on GPUs that only have float16."""
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.float16
-    return torch.bfloat16
-
-
 @torch.inference_mode()
 def infer(model: nn.Module, images: Tensor, mask: Tensor | None, *, amp: bool = False) -> Output:
-    """The model's answer in float32. `mask` None means that nothing is padded; `amp` computes in 16 bits."""
-    with torch.autocast(images.device.type, half_type(images.device), enabled=amp):
+    """The model's answer in float32. `mask` None means that nothing is padded; `amp` computes in bfloat16."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
         output: Output = model(images, mask)
     return _to_float(output) if amp else output
 

@@ -91,7 +91,7 @@ class Recipe:
     weight_decay: float = 1e-4
     lr_factors: Mapping[str, float] = field(default_factory=dict)
     schedule: Literal["step", "cosine"] = "step"
-    lr_drop: int | None = None  # epoch of the tenfold drop (step schedule)
+    lr_drop: int | tuple[int, ...] | None = None  # epoch or epochs of the tenfold drops (step schedule)
     warmup_steps: int = 0
     clip_norm: float = 0.1
     augment: Literal["detr", "flip", "none"] = "detr"
@@ -100,6 +100,13 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.schedule == "step" and self.lr_drop is None:
             raise ValueError("a step schedule needs lr_drop, the epoch of the drop")
+
+    @property
+    def drops(self) -> tuple[int, ...]:
+        """The epochs after which a step schedule divides the rate by ten."""
+        if self.lr_drop is None:
+            return ()
+        return (self.lr_drop,) if isinstance(self.lr_drop, int) else self.lr_drop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

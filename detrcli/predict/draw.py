@@ -16,6 +16,7 @@ Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 SMALL = 480  # pictures with a shorter long side are enlarged: no label fits in 100 pixels
+LONGEST = 28  # letters of a name on a label
 GOLDEN = 0.618033988749895  # turns of the hue between neighbouring ids: the most even spread for any number of classes
 
 # Fonts that cover more than Latin, in the places where systems keep them; the first that has every letter is taken.
@@ -69,7 +70,7 @@ def ink_on(colour: Colour) -> Colour:
 def label_of(found: Detection, size: int = 16, *, scores: bool = True) -> str:
     """`name 0.98`; a name that no font here can draw is replaced by the class id."""
     name = " ".join(found.name.split())
-    name = name if len(name) <= 40 else name[:39] + "…"
+    name = name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
     if _covering(name, size) is None:
         name = f"class {found.category_id}"
     return f"{name} {found.score:.2f}" if scores else name
@@ -138,6 +139,7 @@ def _spots(box: Box, width: float, height: float) -> Iterator[tuple[float, float
     x1, y1, x2, y2 = box
     yield from ((x1, y1 - height), (x1, y1), (x1, y2), (x2 - width, y1 - height), (x2 - width, y2))
     yield from ((x1, y2 - height), (x2 - width, y1), (x2 - width, y2 - height), (x2, y1), (x1 - width, y1))
+    yield from ((x1, y1 + step * height) for step in range(1, int((y2 - y1) / height)))  # down its left side
 
 
 def _inside(place: Box, canvas: tuple[int, int]) -> Box:
@@ -161,6 +163,8 @@ def _draw_label(pen: ImageDraw.ImageDraw, place: Box, text: str, font: Font, col
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Write a JPEG or PNG, as the name says."""
-    options = {"quality": 92, "subsampling": 0} if path.suffix.lower() in (".jpg", ".jpeg") else {}
-    picture.save(path, **options)
+    """Write a JPEG or, for any other name, a PNG; packed fast, since pictures of results are looked at and deleted."""
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        picture.save(path, "JPEG", quality=92, subsampling=0)
+    else:
+        picture.save(path, "PNG", compress_level=1)

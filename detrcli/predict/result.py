@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from detrcli.errors import UsageError
+
 if TYPE_CHECKING:
+    import supervision
     from PIL.Image import Image
 
 Box = tuple[float, float, float, float]
@@ -64,6 +67,22 @@ class Result:
                 {"image_id": image_id, "category_id": found.category_id, "bbox": box, "score": found.score}
             )
         return rows
+
+    def to_supervision(self) -> supervision.Detections:
+        """The detections for the `supervision` package, which must be installed; class names stand in `data["class_name"]`."""
+        import numpy as np
+
+        try:
+            import supervision
+        except ImportError as error:
+            raise UsageError("supervision is not installed", hint="pip install supervision") from error
+        found = self.detections
+        return supervision.Detections(
+            xyxy=np.array([d.box for d in found], np.float32).reshape(-1, 4),
+            confidence=np.array([d.score for d in found], np.float32),
+            class_id=np.array([d.category_id for d in found], np.int64),
+            data={"class_name": np.array([d.name for d in found], np.str_)},
+        )
 
     def draw(self) -> Image:
         """The picture with boxes and labels."""

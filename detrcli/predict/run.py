@@ -1,29 +1,31 @@
 """A model ready for pictures: `Predictor.predict` turns any number of them into results, in order, one at a time.
 
 Reading and scaling run in threads a few pictures ahead of the model; nothing else is kept, so memory does not grow with the
-number of pictures.
+number of pictures. Every picture is seen through one or more windows (see `tiles`); batches are made of windows.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
+from queue import Full, Queue
 
 import torch
 from torch import Tensor, nn
 
-from detrcli.data.images import read_image
+from detrcli.data.images import Source
 from detrcli.data.loader import collate
 from detrcli.data.transforms import prepare
-from detrcli.errors import ImageError, unknown
+from detrcli.errors import ImageError, UsageError, unknown
 from detrcli.nn.inference import infer
 from detrcli.plugins.contract import Preprocess
 from detrcli.predict.result import Detection, Failure, Result
-from detrcli.predict.sources import Input, Source, expand
+from detrcli.predict.sources import Input, expand
+from detrcli.predict.tiles import Window, merge, windows
 from detrcli.types import Categories, Detections, Output, Sample, Target
 
 READERS = 2  # threads that decode; more would only compete with the model
@@ -32,22 +34,44 @@ NOTHING = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture that has been read."""
+    """A picture that has been read, with the windows it is seen through."""
 
     name: str
     index: int
     pixels: Tensor  # (3, H, W) uint8
+    notes: tuple[str, ...]
+    windows: tuple[Window, ...]
+    first: Sample  # through the first window, which is the whole picture
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A picture through one of its windows, ready for the model."""
+
+    picture: Picture
+    window: Window
     sample: Sample
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to keep of a model's answers."""
+    """How to look, and what to keep of the answers."""
 
+    preprocess: Preprocess
+    tile: int | None
     conf: float
     top: int | None
     labels: frozenset[int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    failure: Failure
+    error: ImageError
 
 
 @dataclass(frozen=True)
@@ -69,31 +93,41 @@ class Predictor:
         *,
         conf: float = 0.3,
         top: int | None = None,
-        classes: Sequence[str] = (),
-        batch: int = 1,
+        classes: Sequence[str | int] = (),
+        batch: int | None = None,
         max_size: int | None = None,
+        tile: int | None = None,
         amp: bool = False,
         recursive: bool = False,
         on_failure: Callable[[Failure], None] | None = None,
     ) -> Iterator[Result]:
         """The objects in each picture, in the order of the sources.
 
-        `conf` is the lowest score, `top` the largest number a picture, `classes` names or ids to keep, `max_size` a limit for
-        the long side that the model sees. An unreadable picture raises an ImageError, or is given to `on_failure` and skipped.
+        `batch` is by default 1 or what the model insists on, `conf` is the lowest score, `top` the largest number a picture, `classes` names or ids to keep, `max_size` a limit for
+        the long side that the model sees; with `tile` larger pictures are also seen in overlapping squares of that many
+        pixels. An unreadable picture raises an ImageError, or is given to `on_failure` and skipped.
         """
-        settings = Settings(conf, top, self._labels(classes))
-        pictures = self._read(expand(sources, recursive=recursive), self._sized(max_size), 2 * batch)
-        readable = _pass_failures(pictures, on_failure)
-        for group in _batched(readable, self.only_batch or batch):
-            yield from self._answer(group, settings, amp)
+        batch = self.only_batch or 1 if batch is None else batch
+        if batch < 1:
+            raise UsageError(f"batch must be 1 or more (value given: {batch})")
+        settings = Settings(self._sized(max_size), tile, conf, top, self._labels(classes))
+        read = _read_ahead(expand(sources, recursive=recursive), settings, 2 * batch)
+        views = _views(_readable(read, on_failure), settings)
+        seen: list[tuple[Window, Detections]] = []
+        for group in _batched(views, batch):
+            for view, answer in zip(group, self._answer(group, amp), strict=True):
+                seen.append((view.window, _wanted(answer, settings)))
+                if len(seen) == len(view.picture.windows):
+                    yield self._result(view.picture, seen, settings.top)
+                    seen = []
 
-    def _labels(self, classes: Sequence[str]) -> frozenset[int] | None:
+    def _labels(self, classes: Sequence[str | int]) -> frozenset[int] | None:
         if not classes:
             return None
         by_name = {name.casefold(): label for label, name in enumerate(self.categories.names)}
         by_id = {str(number): label for label, number in enumerate(self.categories.ids)}
         labels = set()
-        for wanted in classes:
+        for wanted in map(str, classes):
             label = by_name.get(wanted.casefold(), by_id.get(wanted))
             if label is None:
                 raise unknown("class", wanted, self.categories.names)
@@ -106,78 +140,103 @@ class Predictor:
         short, long = self.preprocess.short_side, self.preprocess.long_side
         return replace(self.preprocess, short_side=min(short, max_size), long_side=min(long, max_size))
 
-    def _read(
-        self, inputs: Iterator[Input], preprocess: Preprocess, ahead: int
-    ) -> Iterator[Picture | tuple[Failure, ImageError]]:
-        """Pictures in order, up to `ahead` of them read in advance."""
-        waiting: deque[Future[Picture | tuple[Failure, ImageError]]] = deque()
-        with ThreadPoolExecutor(READERS, "detr-read") as pool:
-            try:
-                for index, item in enumerate(inputs):
-                    waiting.append(pool.submit(_picture, item, index, preprocess))
-                    if len(waiting) > ahead:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:  # the caller may stop early
-                for future in waiting:
-                    future.cancel()
-
-    def _answer(self, pictures: Sequence[Picture], settings: Settings, amp: bool) -> Iterator[Result]:
-        batch = collate([picture.sample for picture in pictures])
+    def _answer(self, views: Sequence[View], amp: bool) -> list[Detections]:
+        """One answer a view, in pixels of its window."""
+        batch = collate([view.sample for view in views])
         mask = batch.mask.to(self.device) if batch.mask.any() else None
         output = infer(self.model, batch.images.to(self.device), mask, amp=amp)
-        answers = self.postprocess(output, batch.original_sizes.to(self.device))
-        for picture, answer in zip(pictures, answers, strict=True):
-            yield self._result(picture, _chosen(answer.cpu(), settings))
+        return [answer.cpu() for answer in self.postprocess(output, batch.original_sizes.to(self.device))]
 
-    def _result(self, picture: Picture, answer: Detections) -> Result:
-        height, width = picture.sample.original_size
+    def _result(self, picture: Picture, seen: Sequence[tuple[Window, Detections]], top: int | None) -> Result:
+        height, width = picture.size
+        answer = merge([found for _, found in seen], [window for window, _ in seen], height, width)
         limit = torch.tensor([width, height, width, height], dtype=answer.boxes.dtype)
         boxes = torch.minimum(answer.boxes.clamp(min=0), limit)
-        found = (
+        columns = (answer.scores[:top], answer.labels[:top], boxes[:top])
+        found = [
             Detection(self.categories.ids[label], self.categories.names[label], score, tuple(box), label)
-            for score, label, box in zip(
-                answer.scores.tolist(), answer.labels.tolist(), boxes.tolist(), strict=True
-            )
-        )
+            for score, label, box in zip(*(column.tolist() for column in columns), strict=True)
+        ]
         return Result(picture.name, picture.index, width, height, tuple(found), picture.pixels, picture.notes)
 
 
-def _picture(item: Input, index: int, preprocess: Preprocess) -> Picture | tuple[Failure, ImageError]:
+def _read_ahead(inputs: Iterator[Input], settings: Settings, ahead: int) -> Iterator[Picture | Unreadable]:
+    """Pictures in order, each as soon as it is read, at most `ahead` of them waiting for the model."""
+    queue: Queue[Future[Picture | Unreadable] | BaseException | None] = Queue(maxsize=ahead)
+    pool = ThreadPoolExecutor(READERS, "detr-read")
+    stop = threading.Event()
+
+    def put(item: Future[Picture | Unreadable] | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                return queue.put(item, timeout=0.1)
+            except Full:
+                continue
+
+    def feed() -> None:
+        try:
+            for index, item in enumerate(inputs):
+                if stop.is_set():
+                    return
+                put(pool.submit(_picture, item, index, settings))
+            put(None)
+        except BaseException as error:  # whatever the caller's own iterator raises is the caller's
+            put(error)
+
+    threading.Thread(target=feed, name="detr-inputs", daemon=True).start()
     try:
-        if isinstance(item.source, ImageError):
-            raise item.source
-        pixels = read_image(item.source, name=item.name)
+        while (item := queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item.result()
+    finally:  # also when the caller stops early
+        stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _picture(item: Input, index: int, settings: Settings) -> Picture | Unreadable:
+    try:
+        pixels, notes = item.read()
     except ImageError as error:
-        return Failure(item.name, index, error.message), error
-    size = (pixels.shape[1], pixels.shape[2])
-    return Picture(item.name, index, pixels, Sample(prepare(pixels, preprocess), NOTHING, index, size))
+        return Unreadable(Failure(item.name, index, error.message), error)
+    places = tuple(windows(pixels.shape[1], pixels.shape[2], settings.tile))
+    return Picture(item.name, index, pixels, notes, places, _sample(pixels, places[0], settings))
 
 
-def _pass_failures(
-    pictures: Iterable[Picture | tuple[Failure, ImageError]], on_failure: Callable[[Failure], None] | None
+def _sample(pixels: Tensor, window: Window, settings: Settings) -> Sample:
+    part = pixels[:, window.y : window.y + window.height, window.x : window.x + window.width]
+    return Sample(prepare(part, settings.preprocess), NOTHING, 0, (window.height, window.width))
+
+
+def _readable(
+    read: Iterable[Picture | Unreadable], on_failure: Callable[[Failure], None] | None
 ) -> Iterator[Picture]:
-    for picture in pictures:
-        if isinstance(picture, Picture):
-            yield picture
+    for item in read:
+        if isinstance(item, Picture):
+            yield item
         elif on_failure is None:
-            raise picture[1]
+            raise item.error
         else:
-            on_failure(picture[0])
+            on_failure(item.failure)
 
 
-def _batched(pictures: Iterator[Picture], size: int) -> Iterator[list[Picture]]:
-    while group := list(islice(pictures, size)):
+def _views(pictures: Iterator[Picture], settings: Settings) -> Iterator[View]:
+    for picture in pictures:
+        yield View(picture, picture.windows[0], picture.first)
+        for window in picture.windows[1:]:
+            yield View(picture, window, _sample(picture.pixels, window, settings))
+
+
+def _batched(views: Iterator[View], size: int) -> Iterator[list[View]]:
+    while group := list(islice(views, size)):
         yield group
 
 
-def _chosen(answer: Detections, settings: Settings) -> Detections:
+def _wanted(answer: Detections, settings: Settings) -> Detections:
     keep = answer.scores >= settings.conf
     if settings.labels is not None:
         keep &= torch.isin(answer.labels, torch.tensor(sorted(settings.labels)))
-    rows = keep.nonzero()[:, 0][: settings.top]
-    return Detections(answer.scores[rows], answer.labels[rows], answer.boxes[rows])
+    return Detections(answer.scores[keep], answer.labels[keep], answer.boxes[keep])
 
 
 def stem_of(name: str) -> str:

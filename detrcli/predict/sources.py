@@ -1,46 +1,36 @@
-"""From what a user names to single pictures: files, folders, globs, and in Python anything that holds pixels.
+"""From what a user names to single pictures: files, folders, globs, URLs, standard input, and in Python anything with pixels.
+
+    photo.jpg  photos/  "photos/**/*.png"  https://…/photo.jpg      each name stands for one picture or many
+    -                                                               standard input: one picture's bytes, or lines that
+                                                                    are names or JSON objects with a "source"
 
 Names are expanded lazily and in a fixed order (folders and globs sorted), so any number of pictures costs the same memory.
+Expanding never fails: what cannot be read becomes an input that says why.
 """
 
 from __future__ import annotations
 
 import glob
+import json
 import os
+import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from detrcli.data.images import Source, open_image, read_image
 from detrcli.errors import ImageError
+from detrcli.predict.download import download, is_url
 
-Source: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any] | Tensor"
-
-SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".avif",
-        ".jp2",
-    ]
-)
+_ENDINGS = "jpg jpeg jpe jfif png bmp dib gif webp tif tiff ppm pgm pbm pnm avif jp2"
+SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split(" "))
+LARGEST_FILE = 1 << 30  # bytes; no picture that can be decoded needs more
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +40,29 @@ class Input:
     name: str  # as the user may recognise it
     source: Source | ImageError
 
+    def read(self) -> tuple[Tensor, tuple[str, ...]]:
+        """Pixels (3, H, W) uint8 as a viewer shows them, and what is peculiar about the file, in words."""
+        if isinstance(self.source, ImageError):
+            raise self.source
+        if not isinstance(self.source, (str, os.PathLike, bytes)):
+            return read_image(self.source, name=self.name), ()
+        if isinstance(self.source, bytes):
+            data = self.source
+        elif is_url(os.fspath(self.source)):
+            data = download(os.fspath(self.source))
+        else:
+            data = _file_bytes(Path(self.source), self.name)
+        return read_image(data, name=self.name), _peculiar(data, self.name)
+
 
 def expand(sources: Source | Iterable[Source], *, recursive: bool = False) -> Iterator[Input]:
     """Every picture that the sources name, in order."""
     if isinstance(sources, (str, bytes, os.PathLike, Image.Image, np.ndarray, Tensor)):
         sources = [sources]
     for number, source in enumerate(sources):
-        if isinstance(source, (str, os.PathLike)):
+        if isinstance(source, str) and source == "-":
+            yield from _piped(sys.stdin.buffer, recursive)
+        elif isinstance(source, (str, os.PathLike)):
             yield from _named(os.fspath(source), recursive)
         else:
             yield Input(_name_of(source, number), source)
@@ -68,37 +74,41 @@ def _name_of(source: Source, number: int) -> str:
 
 
 def _named(name: str, recursive: bool) -> Iterator[Input]:
-    if os.path.isdir(name):
+    if is_url(name):
+        yield Input(name, name)
+    elif os.path.isdir(name):
         yield from _folder(Path(name), recursive)
     elif not os.path.lexists(name) and glob.has_magic(name):
         yield from _glob(name)
     else:
-        yield Input(name, name)
+        yield Input(_readable(name), name)
 
 
 def _glob(pattern: str) -> Iterator[Input]:
     matches = sorted(path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path))
     if not matches:
         yield Input(pattern, ImageError(f"{pattern}: no file matches"))
-    yield from (Input(path, path) for path in matches)
+    yield from (Input(_readable(path), path) for path in matches)
 
 
 def _folder(folder: Path, recursive: bool) -> Iterator[Input]:
     """Pictures by their suffix; a folder that links back to one above it is entered once."""
     empty = True
-    for path in _walk(folder, recursive, set()):
+    for found in _walk(folder, recursive, set()):
         empty = False
-        yield Input(str(path), path)
+        yield found
     if empty:
-        where = "it or below it" if recursive else "it (--recursive looks below)"
-        yield Input(str(folder), ImageError(f"{folder}: no picture in {where}"))
+        where = "in it or below it" if recursive else "in it (--recursive looks below)"
+        yield Input(_readable(str(folder)), ImageError(f"{folder}: no picture {where}"))
 
 
-def _walk(folder: Path, recursive: bool, seen: set[tuple[int, int]]) -> Iterator[Path]:
+def _walk(folder: Path, recursive: bool, seen: set[tuple[int, int]]) -> Iterator[Input]:
     try:
         status = folder.stat()
         entries = sorted(folder.iterdir())
-    except OSError:
+    except OSError as error:
+        name = _readable(str(folder))
+        yield Input(name, ImageError(f"{name}: {(error.strerror or str(error)).lower()}"))
         return
     if (status.st_dev, status.st_ino) in seen:
         return
@@ -108,4 +118,66 @@ def _walk(folder: Path, recursive: bool, seen: set[tuple[int, int]]) -> Iterator
             if recursive:
                 yield from _walk(entry, recursive, seen)
         elif entry.suffix.lower() in SUFFIXES:
-            yield entry
+            yield Input(_readable(str(entry)), entry)
+
+
+def _piped(stream: BinaryIO, recursive: bool) -> Iterator[Input]:
+    """Standard input: a picture when its first line is no text, else one name a line."""
+    first = stream.readline()
+    if _is_binary(first):
+        yield Input("stdin", first + stream.read(LARGEST_FILE))
+        return
+    while first:
+        line = first.decode("utf-8", "surrogateescape").strip("\r\n")
+        if line.strip():
+            yield from _line(line, recursive)
+        first = stream.readline()
+
+
+def _is_binary(line: bytes) -> bool:
+    try:
+        return b"\0" in line or any(ord(c) < 9 or 13 < ord(c) < 32 for c in line.decode())
+    except UnicodeDecodeError:
+        return not os.path.lexists(line.rstrip(b"\r\n"))
+
+
+def _line(line: str, recursive: bool) -> Iterator[Input]:
+    if not line.lstrip().startswith("{"):
+        yield from _named(line, recursive)
+        return
+    try:
+        source = json.loads(line)["source"]
+        if not isinstance(source, str) or source == "-":
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        name = _readable(line[:80])
+        yield Input(name, ImageError(f'{name}: a JSON line needs a "source", the name of a picture'))
+        return
+    yield from _named(source, recursive)
+
+
+def _readable(name: str) -> str:
+    """A file's name as text that can be written anywhere, even when its bytes are no UTF-8."""
+    return os.fsencode(name).decode("utf-8", "replace") if "\0" not in name else name
+
+
+def _file_bytes(path: Path, name: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST_FILE + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
+        raise ImageError(f"{name}: {reason}") from None
+    if len(data) > LARGEST_FILE:
+        raise ImageError(f"{name}: larger than {LARGEST_FILE >> 20} MiB")
+    return data
+
+
+def _peculiar(data: bytes, name: str) -> tuple[str, ...]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            frames = getattr(open_image(data, name), "n_frames", 1)
+        except Exception:  # counting frames reads on; the first one, which counts, was read already
+            return ()
+    return (f"first of {frames} frames",) if frames > 1 else ()

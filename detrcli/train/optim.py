@@ -40,7 +40,7 @@ def rate_at(step: int, recipe: Recipe, steps_per_epoch: int, total_steps: int) -
     if step < recipe.warmup_steps:
         return (step + 1) / recipe.warmup_steps
     if recipe.schedule == "step":
-        return 0.1 if step >= (recipe.lr_drop or 0) * steps_per_epoch else 1.0
+        return float(0.1 ** sum(step >= epoch * steps_per_epoch for epoch in recipe.drops))
     done = (step - recipe.warmup_steps) / max(1, total_steps - recipe.warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from detrcli.config import assign, from_plain, to_plain
 from detrcli.errors import UsageError
+from detrcli.nn.inference import choose_device
 from detrcli.plugins import Recipe, resolve
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def make_plan(request: Request) -> Plan:
     model = resolve(request.model)
     recipe = _with_flags(choose_recipe(model.variant.recipes, request.epochs), request)
     tuned = _tune(model.variant.config, recipe, dict(request.changes or {}))
-    device = request.device or default_device()
+    device = str(choose_device(request.device))
     return Plan(
         data=request.data,
         model=model.name,
@@ -107,16 +108,10 @@ def choose_recipe(recipes: tuple[Recipe, ...], epochs: int | None) -> Recipe:
     return min(recipes, key=lambda r: abs(r.epochs - epochs))
 
 
-def default_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _with_flags(recipe: Recipe, request: Request) -> Recipe:
     if request.epochs is not None and request.epochs != recipe.epochs:
-        drop = recipe.lr_drop and max(1, round(recipe.lr_drop * request.epochs / recipe.epochs))
-        recipe = replace(recipe, epochs=request.epochs, lr_drop=drop)
+        drops = tuple(max(1, round(epoch * request.epochs / recipe.epochs)) for epoch in recipe.drops)
+        recipe = replace(recipe, epochs=request.epochs, lr_drop=drops or None)
     if request.batch_size is not None:
         recipe = replace(recipe, batch_size=request.batch_size)
     if request.lr is not None:

@@ -9,7 +9,10 @@ The token is the client's business (HF_TOKEN, `hf auth login`); nothing here rea
 
 from __future__ import annotations
 
+import logging
 import re
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +23,7 @@ from detrcli.weights.hub_errors import FileAbsent, explain
 from detrcli.weights.ledger import Record, sha256_of
 from detrcli.weights.metadata import SHARD_INDEX, shard_names
 
+logger = logging.getLogger(__name__)
 USUAL_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _REFERENCE = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[^:@\s]+))?(?::(?P<file>[^:\s]+))?")
@@ -33,6 +37,7 @@ class Reference:
     revision: str | None = None
     file: str | None = None
     sha256: str | None = None
+    provenance: str = ""  # licence and origin, shown before a download
 
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
@@ -50,7 +55,10 @@ class Reference:
 
     @classmethod
     def declared(cls, weights: Weights) -> Reference:
-        return cls(weights.repo, weights.revision, weights.filename, weights.sha256)
+        provenance = f"licence {weights.license}, trained on {weights.trained_on}"
+        if weights.note:
+            provenance = f"{provenance}; {weights.note}"
+        return cls(weights.repo, weights.revision, weights.filename, weights.sha256, provenance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +94,63 @@ def fetch(reference: Reference, *, offline: bool = False) -> Fetched:
 
 def cached(reference: Reference, file: str) -> Path | None:
     """The file in the client's cache, found without importing the client's network parts."""
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{reference.repo.replace('/', '--')}"
+    folder = _cache_of(reference.repo)
     revision = _revision(reference, file)
     try:
-        commit = (folder / "refs" / revision).read_text().strip()
+        commit = (folder / "refs" / revision).read_text(errors="replace").strip()
     except OSError:
         commit = revision
     path = folder / "snapshots" / commit / file
     return path if path.is_file() else None
+
+
+def search(text: str, limit: int = 20) -> list[dict[str, str | int]]:
+    """Detection repositories on the Hub whose name holds the text, most downloaded first."""
+    if _offline_by_environment():
+        raise HubError("the Hub cannot be searched: HF_HUB_OFFLINE is set", hint="unset it once")
+    from huggingface_hub import HfApi
+
+    try:
+        found = list(
+            HfApi().list_models(search=text, filter="object-detection", sort="downloads", limit=limit)
+        )
+    except Exception as error:  # as in _download
+        raise explain(error, Reference(text), "search") from error
+    return [
+        {
+            "repo": info.id,
+            "license": next(
+                (t.removeprefix("license:") for t in info.tags or () if t.startswith("license:")),
+                "not stated",
+            ),
+            "downloads": info.downloads or 0,
+            "changed": info.last_modified.date().isoformat() if info.last_modified else "",
+        }
+        for info in found
+    ]
+
+
+def forget(repo: str) -> list[Path]:
+    """Delete what the cache holds of a repository and what was recorded of it; the folders that are gone."""
+    folders = [_cache_of(repo), ledger.folder(repo)]
+    try:
+        for folder in (present := [f for f in folders if f.is_dir()]):
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise HubError(f"cannot delete {error.filename}: {error.strerror}") from error
+    return present
+
+
+def size_of(repo: str) -> int:
+    """Bytes that the cache holds of a repository."""
+    folder = _cache_of(repo) / "blobs"
+    return sum(blob.stat().st_size for blob in folder.glob("*")) if folder.is_dir() else 0
+
+
+def _cache_of(repo: str) -> Path:
+    from huggingface_hub import constants  # light: none of the client's network parts
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
 
 
 def _revision(reference: Reference, file: str) -> str:
@@ -132,7 +187,7 @@ def _matching(
         path = cached(reference, file) or _download(reference, file, offline)
         blob = path.resolve()
         found = (record and record.hash_of(blob)) or sha256_of(blob)
-        wanted = expected or _hash_in_name(blob) or found
+        wanted = expected or hash_in_name(blob) or found
         if found == wanted:
             return path, found
         blob.unlink()
@@ -159,13 +214,20 @@ def _commit(path: Path, file: str) -> str:
     return path.parents[len(PurePosixPath(file).parts) - 1].name
 
 
-def _hash_in_name(blob: Path) -> str | None:
+def hash_in_name(blob: Path) -> str | None:
     """Large files lie in the cache under the sha256 that the Hub gave; small ones under another kind of hash."""
     return blob.name if re.fullmatch(r"[0-9a-f]{64}", blob.name) else None
 
 
 def _leads_out(path: str) -> bool:
     return path.startswith("/") or "\\" in path or ".." in path.split("/")
+
+
+def _no_bars_in_a_pipe() -> None:
+    if not (sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)):
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()
 
 
 def _offline_by_environment() -> bool:
@@ -184,6 +246,9 @@ def _download(reference: Reference, file: str, offline: bool) -> Path:
 
     from detrcli.version import __version__
 
+    told = reference.provenance or f"licence: see https://huggingface.co/{reference.repo}"
+    logger.info("downloading %s/%s (%s)", reference.repo, file, told)
+    _no_bars_in_a_pipe()
     try:
         path = hf_hub_download(
             reference.repo,

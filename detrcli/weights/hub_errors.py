@@ -63,9 +63,17 @@ def explain(error: BaseException, reference: Reference, file: str) -> HubError:
         )
     if isinstance(error, OSError) and "onsistency check" in str(error):
         return HubError(f"{what} arrived with another size than announced; it was not kept", hint="try again")
+    if isinstance(
+        error, errors.HfHubHTTPError.__bases__
+    ):  # OSError, and the root of the network library in use
+        return HubError(
+            f"{what} could not be downloaded: the connection to the Hub failed ({type(error).__name__})",
+            hint="check connection and proxy and try again; what is cached already works with --offline",
+        )
+    reason = str(error).partition("\n")[0]
     return HubError(
-        f"{what} could not be downloaded: no answer from the Hub ({type(error).__name__})",
-        hint="check the connection and proxy; what is cached already works with --offline",
+        f"{what} could not be fetched: the Hub client failed: {type(error).__name__}: {reason}",
+        hint=f"empty what is cached of it: detr zoo rm {reference.repo}",
     )
 
 

@@ -23,8 +23,8 @@ _SEGMENTATION = (Drop("bbox_attention.**"), Drop("mask_head.**"), Rename("detr.*
 # transformers >= 5 in memory; on disk only with save_original_format=False
 _NEW = (
     Rename("model.backbone.model.**", "model.backbone.conv_encoder.model.**", back=False),
-    Rename("**.mlp.fc1.*", "**.fc1.*", back=False),
-    Rename("**.mlp.fc2.*", "**.fc2.*", back=False),
+    Rename("**.layers.*.mlp.fc1.*", "**.layers.*.fc1.*", back=False),  # not the MLPs of a backbone's blocks
+    Rename("**.layers.*.mlp.fc2.*", "**.layers.*.fc2.*", back=False),
     Rename("**.o_proj.*", "**.out_proj.*", back=False),
 )
 

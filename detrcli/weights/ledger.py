@@ -51,13 +51,8 @@ def find(repo: str, requested: str, file: str) -> Record | None:
         return None
 
 
-def records() -> list[Record]:
-    """All there are."""
-    found = []
-    for place in sorted((home() / "hub").glob("*/*.json")):
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            found.append(Record(**json.loads(place.read_text())))
-    return found
+def folder(repo: str) -> Path:
+    return home() / "hub" / repo.replace("/", "--")
 
 
 def sha256_of(path: Path) -> str:
@@ -67,4 +62,4 @@ def sha256_of(path: Path) -> str:
 
 def _place(repo: str, requested: str, file: str) -> Path:
     key = hashlib.sha256(f"{requested}:{file}".encode()).hexdigest()[:16]
-    return home() / "hub" / repo.replace("/", "--") / f"{key}.json"
+    return folder(repo) / f"{key}.json"

@@ -51,6 +51,11 @@ class LoadReport:
     copied_classes: tuple[str, ...] = ()  # classes whose rows were taken over, by name
 
     @property
+    def only_rows(self) -> bool:
+        """All tensors of other shape differ by one number of rows: the file has more or fewer classes."""
+        return all(_only_rows(r) for r in self.reshaped) and len(_more_rows(self)) <= 1
+
+    @property
     def problems(self) -> int:
         return len(self.missing) + len(self.unexpected) + len(self.reshaped)
 
@@ -102,15 +107,15 @@ def load_state(
 ) -> LoadReport:
     """Fill `module` with the tensors of a file; all of them, or a CheckpointError that lists what does not fit.
 
-    `classes` (those of the file if known, those of the model) allows another number of classes: rows of the class head are
-    taken over by name, the others keep their fresh values.
+    `classes` (those of the file if known, those of the model) allows other classes: rows of the class heads are taken over
+    by name, the others keep their fresh values.
     """
     layout = layout or recognise(tensors, family, config, _shapes(module))
     mapped = keymap.apply(_map(family, layout, config), tensors)
     report = compare(mapped, _shapes(module), layout)
     values = mapped.tensors
-    if classes is not None and report.reshaped:
-        values, report = _remake(module, values, report, *classes)
+    if classes is not None and classes[0] != classes[1]:
+        values, report = _remake(module, mapped, report, _class_heads(family, config), classes)
     if report.problems:
         raise _misfit(report, family, source)
     module.load_state_dict(values, strict=True)
@@ -121,7 +126,7 @@ def recognise(
     tensors: Mapping[str, Tensor], family: Family[Any], config: Any, shapes: Mapping[str, tuple[int, ...]]
 ) -> str:
     """The layout under whose map the file fits best, tried on shapes alone; ours wins a tie."""
-    empty = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()}
+    empty = _empty(tensors)
     best, fewest = NATIVE, None
     for layout in (NATIVE, *family.key_maps):
         try:
@@ -150,15 +155,28 @@ def compare(mapped: Mapped, shapes: Mapping[str, tuple[int, ...]], layout: str) 
     )
 
 
+def fit(tensors: Mapping[str, Tensor], family: Family[Any], config: Any, module: nn.Module) -> LoadReport:
+    """How a file would fit a module, which may be on the meta device; nothing is loaded."""
+    shapes = _shapes(module)
+    layout = recognise(tensors, family, config, shapes)
+    return compare(keymap.apply(_map(family, layout, config), _empty(tensors)), shapes, layout)
+
+
 def count_classes(
     tensors: Mapping[str, Tensor], family: Family[Any], config: Any, num_classes: int, module: nn.Module
 ) -> int:
     """The classes of a file that does not say: those of `module` (built for `num_classes`) and what its heads have more."""
-    shapes = _shapes(module)
-    layout = recognise(tensors, family, config, shapes)
-    mapped = keymap.apply(_map(family, layout, config), tensors)
-    more = {r.file[0] - r.model[0] for r in compare(mapped, shapes, layout).reshaped if _only_rows(r)}
+    more = _more_rows(fit(tensors, family, config, module))
     return num_classes + more.pop() if len(more) == 1 else num_classes
+
+
+def _more_rows(report: LoadReport) -> set[int]:
+    return {r.file[0] - r.model[0] for r in report.reshaped if _only_rows(r)}
+
+
+def _empty(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The shapes alone."""
+    return {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()}
 
 
 def _map(family: Family[Any], layout: str, config: Any) -> KeyMap:
@@ -175,36 +193,42 @@ def _only_rows(reshaped: Reshaped) -> bool:
 
 def _remake(
     module: nn.Module,
-    values: dict[str, Tensor],
+    mapped: Mapped,
     report: LoadReport,
-    old: Categories | None,
-    new: Categories,
+    heads: Mapping[str, int],
+    classes: tuple[Categories | None, Categories],
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """Class rows by name. A tensor counts as such when its rows differ by as much as the classes do."""
-    own = module.state_dict()
-    heads = [r for r in report.reshaped if _only_rows(r) and _rows_of_classes(r, old, new)]
+    """The tensors with rows a class rearranged: by name from the file, the others fresh."""
+    old, new = classes
+    own, values = module.state_dict(), dict(mapped.tensors)
+    names = [n for n, extra in heads.items() if n in values and _may_differ(values[n], own[n], old, extra)]
     pairs = [(new.label_named(n), old.label_named(n)) for n in new.names if n in old.names] if old else []
-    remade = dict(values)
-    for head in heads:
-        rows = own[head.name].clone()
+    for name in names:
+        rows, given, extra = own[name].clone(), values[name], heads[name]
         for ours, theirs in pairs:
-            rows[ours] = values[head.name][theirs]
-        extra = head.model[0] - len(new)  # "no object", or what a paper adds behind the classes
-        if old and extra > 0:
-            rows[-extra:] = values[head.name][-extra:]
-        remade[head.name] = rows
-    names = {head.name for head in heads}
-    return remade, replace(
+            rows[ours] = given[theirs]
+        if old and extra:  # "no object", or what else a paper has behind the classes
+            rows[-extra:] = given[-extra:]
+        values[name] = rows
+    return values, replace(
         report,
+        kept=tuple(n for n in report.kept if n not in names),
         reshaped=tuple(r for r in report.reshaped if r.name not in names),
-        remade=tuple(sorted(names)),
+        remade=tuple(names),
         copied_classes=tuple(new.names[ours] for ours, _ in pairs),
     )
 
 
-def _rows_of_classes(reshaped: Reshaped, old: Categories | None, new: Categories) -> bool:
-    extra = reshaped.model[0] - len(new)
-    return extra in (0, 1) and (old is None or reshaped.file[0] == len(old) + extra)
+def _class_heads(family: Family[Any], config: Any) -> dict[str, int]:
+    """The tensors with a row a class, and how many rows more: found by building for one class and for two."""
+    with torch.device("meta"):
+        one, two = (_shapes(family.build_model(config, count)) for count in (1, 2))
+    return {name: shape[0] - 1 for name, shape in one.items() if shape != two[name]}
+
+
+def _may_differ(given: Tensor, own: Tensor, old: Categories | None, extra: int) -> bool:
+    """Same but for the number of rows; which is that of the file's classes, where they are known."""
+    return given.shape[1:] == own.shape[1:] and (old is None or len(given) == len(old) + extra)
 
 
 def _misfit(report: LoadReport, family: Family[Any], source: str) -> CheckpointError:

@@ -73,21 +73,21 @@ def is_family(model: str) -> bool:
 
 def finished_runs() -> list[Run]:
     """Finished runs that have a checkpoint, newest first; folders that are no runs are passed over."""
-    finished = [
-        run for record in runs.root("train").glob(f"*/{runs.RUN_FILE}") if (run := _read_run(record.parent))
-    ]
-    return sorted(finished, key=lambda run: run.finished_at, reverse=True)
+    found = [run for folder in runs.root("train").glob("*") if (run := _finished(folder))]
+    return sorted(found, key=lambda run: run.finished_at, reverse=True)
 
 
-def _read_run(folder: Path) -> Run | None:
-    table = runs.read(folder) or {}
-    if table.get("status") != "finished":
+def _finished(folder: Path) -> Run | None:
+    said = runs.read(folder)
+    if said is None or said.get("status") != "finished":
         return None
-    run = Run(folder, str(table.get("model")), str(table.get("finished_at")))
+    run = Run(folder, str(said.get("model")), str(said.get("finished_at")))
     return run if run.best.is_file() else None
 
 
 def _named(weights: str, model: str | None) -> Choice:
+    if not weights:
+        raise UsageError("--weights is empty", hint="name a file, a run or a Hub repository")
     path = Path(weights).expanduser()
     run = runs.root("train") / weights
     if not path.exists() and fold(weights).count("/") == 0 and run.is_dir():

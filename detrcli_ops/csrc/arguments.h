@@ -168,15 +168,34 @@ inline Tensor none(const Tensor& like) { return make(like, {0}, like.scalar_type
 
 inline Tensor wanted(bool need, const Tensor& like) { return need ? torch::stable::empty_like(like) : none(like); }
 
-// The gradients of a call whose answer does not depend on anything.
 inline Tensor zero_or_none(bool need, const Tensor& like) { return need ? make_zeros(like, like.scalar_type()) : none(like); }
 
 struct Needs {
-  bool rows, geometry, reference;
+  bool rows, geometry, reference, deterministic;
 };
 
 struct Grads {
   Tensor value, key, query, reference, locations, weights;
 };
+
+// The gradients of a call, to be written; those of rows are made by who sums them.
+inline Grads make_grads(const Call& c, Needs needs) {
+  return {none(c.value),
+          none(c.value),
+          wanted(needs.geometry && c.query, c.query ? *c.query : c.value),
+          wanted(needs.reference, c.reference ? *c.reference : c.value),
+          wanted(needs.geometry, c.locations),
+          wanted(needs.geometry && c.weights, c.weights ? *c.weights : c.value)};
+}
+
+// The gradients of a call whose answer depends on nothing.
+inline Grads empty_grads(const Call& c, Needs needs) {
+  return {zero_or_none(needs.rows, c.value),
+          zero_or_none(needs.rows && c.key, c.key ? *c.key : c.value),
+          zero_or_none(needs.geometry && c.query, c.query ? *c.query : c.value),
+          zero_or_none(needs.reference, c.reference ? *c.reference : c.value),
+          zero_or_none(needs.geometry, c.locations),
+          zero_or_none(needs.geometry && c.weights, c.weights ? *c.weights : c.value)};
+}
 
 }  // namespace detrcli_ops

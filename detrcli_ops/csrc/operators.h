@@ -16,9 +16,9 @@ inline Tensor msda(const Tensor& value, const Shapes& shapes, const Tensor& loca
 
 inline std::tuple<Tensor, Tensor, Tensor> msda_backward(const Tensor& grad, const Tensor& value, const Shapes& shapes,
                                                         const Tensor& locations, const Tensor& weights, bool need_rows,
-                                                        bool need_geometry) {
+                                                        bool need_geometry, bool deterministic) {
   const Call call = msda_call(value, shapes, locations, weights);
-  const Grads g = backward(call, check_grad(call, grad), {need_rows, need_geometry, false});
+  const Grads g = backward(call, check_grad(call, grad), {need_rows, need_geometry, false, deterministic});
   return {g.value, g.locations, g.weights};
 }
 
@@ -29,9 +29,9 @@ inline Tensor msda_fused(const Tensor& value, const Shapes& shapes, const Tensor
 
 inline std::tuple<Tensor, Tensor, Tensor, Tensor> msda_fused_backward(
     const Tensor& grad, const Tensor& value, const Shapes& shapes, const Tensor& reference, const Tensor& offsets,
-    const Tensor& logits, const MaybeTensor& mask, bool need_rows, bool need_geometry, bool need_reference) {
+    const Tensor& logits, const MaybeTensor& mask, bool need_rows, bool need_geometry, bool need_reference, bool deterministic) {
   const Call call = fused_call(value, shapes, reference, offsets, logits, mask);
-  const Grads g = backward(call, check_grad(call, grad), {need_rows, need_geometry, need_reference});
+  const Grads g = backward(call, check_grad(call, grad), {need_rows, need_geometry, need_reference, deterministic});
   return {g.value, g.reference, g.locations, g.weights};
 }
 
@@ -43,9 +43,9 @@ inline Tensor kda(const Tensor& query, const MaybeTensor& key, const Tensor& val
 inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> kda_backward(
     const Tensor& grad, const Tensor& query, const MaybeTensor& key, const Tensor& value, const Shapes& shapes,
     const Tensor& reference, const Tensor& offsets, const MaybeTensor& mask, double scale, bool need_rows,
-    bool need_geometry, bool need_reference) {
+    bool need_geometry, bool need_reference, bool deterministic) {
   const Call call = kda_call(query, key, value, shapes, reference, offsets, mask, scale);
-  const Grads g = backward(call, check_grad(call, grad), {need_rows, need_geometry, need_reference});
+  const Grads g = backward(call, check_grad(call, grad), {need_rows, need_geometry, need_reference, deterministic});
   return {g.query, g.key, g.value, g.reference, g.locations};
 }
 

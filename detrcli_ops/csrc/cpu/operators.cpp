@@ -121,18 +121,10 @@ Grads backward(const Call& c, const Tensor& grad, Needs needs) {
   const Sizes& s = c.sizes;
   const Problem p = problem_of(c);
   const bool fused = p.kind == Kind::fused, kda = p.kind == Kind::kda;
-  if (s.empty()) {
-    return {zero_or_none(needs.rows, c.value), zero_or_none(needs.rows && c.key, c.key ? *c.key : c.value),
-            zero_or_none(needs.geometry && kda, c.query ? *c.query : c.value),
-            zero_or_none(needs.reference, c.reference ? *c.reference : c.value), zero_or_none(needs.geometry, c.locations),
-            zero_or_none(needs.geometry && !kda, c.weights ? *c.weights : c.value)};
-  }
+  if (s.empty()) return empty_grads(c, needs);
   const std::vector<int64_t> per_sample{s.batch, s.queries, s.heads, s.samples()};
   const ScalarType working = working_type(c);
-  Grads g{none(c.value), none(c.value),
-          wanted(needs.geometry && kda, c.query ? *c.query : c.value),
-          wanted(needs.reference, c.reference ? *c.reference : c.value),
-          wanted(needs.geometry, c.locations), wanted(needs.geometry && !kda, c.weights ? *c.weights : c.value)};
+  Grads g = make_grads(c, needs);
   const bool keep = needs.rows && (fused || kda);
   const Tensor attention = make(c.value, keep ? per_sample : std::vector<int64_t>{0}, working);
   const Tensor key_weight = make(c.value, keep && kda ? per_sample : std::vector<int64_t>{0}, working);

@@ -25,20 +25,26 @@ def kept(ctx: Any) -> list[Any]:
     ]
 
 
+def deterministic() -> bool:
+    return torch.are_deterministic_algorithms_enabled()
+
+
 def given(need: bool, grad: Tensor) -> Tensor | None:
     return grad if need else None
 
 
 def msda_backward(ctx: Any, grad: Tensor) -> Grads:
     value, _, locations, weights = ctx.needs_input_grad
-    d_value, d_locations, d_weights = ops.msda_backward(grad, *kept(ctx), value, locations or weights)
+    d_value, d_locations, d_weights = ops.msda_backward(
+        grad, *kept(ctx), value, locations or weights, deterministic()
+    )
     return given(value, d_value), None, given(locations, d_locations), given(weights, d_weights)
 
 
 def msda_fused_backward(ctx: Any, grad: Tensor) -> Grads:
     value, _, reference, offsets, logits, _ = ctx.needs_input_grad
     d_value, d_reference, d_offsets, d_logits = ops.msda_fused_backward(
-        grad, *kept(ctx), value, offsets or logits, reference
+        grad, *kept(ctx), value, offsets or logits, reference, deterministic()
     )
     return (
         given(value, d_value),
@@ -53,7 +59,7 @@ def msda_fused_backward(ctx: Any, grad: Tensor) -> Grads:
 def kda_backward(ctx: Any, grad: Tensor) -> Grads:
     query, key, value, _, reference, offsets, _, _ = ctx.needs_input_grad
     d_query, d_key, d_value, d_reference, d_offsets = ops.kda_backward(
-        grad, *kept(ctx), key or value, query or offsets, reference
+        grad, *kept(ctx), key or value, query or offsets, reference, deterministic()
     )
     return (
         given(query, d_query),
@@ -67,6 +73,13 @@ def kda_backward(ctx: Any, grad: Tensor) -> Grads:
     )
 
 
+def no_second_derivative(ctx: Any, *grads: Tensor) -> Grads:
+    raise RuntimeError("detrcli_ops has first derivatives only; set DETR_OPS=reference for second ones")
+
+
 torch.library.register_autograd("detrcli_ops::msda", msda_backward, setup_context=keep)
 torch.library.register_autograd("detrcli_ops::msda_fused", msda_fused_backward, setup_context=keep)
 torch.library.register_autograd("detrcli_ops::kda", kda_backward, setup_context=keep)
+
+for name in ("msda", "msda_fused", "kda"):
+    torch.library.register_autograd(f"detrcli_ops::{name}_backward", no_second_derivative)

@@ -35,6 +35,7 @@ def _(
     weights: Tensor,
     need_rows: bool,
     need_geometry: bool,
+    deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return wanted(need_rows, value), wanted(need_geometry, locations), wanted(need_geometry, weights)
 
@@ -63,6 +64,7 @@ def _(
     need_rows: bool,
     need_geometry: bool,
     need_reference: bool,
+    deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         wanted(need_rows, value),
@@ -100,6 +102,7 @@ def _(
     need_rows: bool,
     need_geometry: bool,
     need_reference: bool,
+    deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return (
         wanted(need_geometry, query),

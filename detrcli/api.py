@@ -1,0 +1,146 @@
+"""The verbs from Python, with the words of the command line. Nothing heavy is imported until one is called."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from detrcli.data.annotations import Dataset
+    from detrcli.data.images import Source
+    from detrcli.evaluate.coco import Backend
+    from detrcli.evaluate.run import EvalResult
+    from detrcli.predict.result import Result
+    from detrcli.predict.run import Predictor
+
+Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]  # told the total, then the steps
+
+
+def load(
+    model: str | None = None, *, weights: str | os.PathLike[str] | None = None, device: str | None = None
+) -> Predictor:
+    """A model ready to predict: `FAMILY[/VARIANT]` with the named weights, or with the best there are for it."""
+    from detrcli.predict.load import load as load_predictor
+
+    return load_predictor(model, None if weights is None else os.fspath(weights), device)
+
+
+def predict(
+    sources: Source | Iterable[Source],
+    model: str | None = None,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    **options: Any,
+) -> Iterator[Result]:
+    """The objects in each picture, one result at a time; options are those of `Predictor.predict`."""
+    return load(model, weights=weights, device=device).predict(sources, **options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What to evaluate, and how. Survives pickling, so that other processes can do a share of it."""
+
+    data: str | Dataset
+    model: str | None
+    weights: str | None
+    split: str
+    data_root: str | None
+    batch_size: int | None
+    workers: int
+    device: str | None
+    amp: bool
+    limit: int | None
+    scorer: Backend
+    progress: Progress | None
+
+
+def evaluate(
+    data: str | os.PathLike[str] | Dataset,
+    model: str | None = None,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    split: str = "val",
+    data_root: str | os.PathLike[str] | None = None,
+    batch_size: int | None = None,
+    workers: int = 0,
+    device: str | None = None,
+    devices: int = 1,
+    amp: bool = False,
+    limit: int | None = None,
+    scorer: Literal["auto", "pycocotools", "ultrafast"] = "auto",
+    progress: Progress | None = None,
+) -> EvalResult:
+    """The twelve COCO numbers of a model on a data set (`.metrics`), its classes and its detections.
+
+    `batch_size` is by default 1, or what the model insists on. With `devices` the images are shared by so many processes;
+    the numbers are the same. Where torchrun or SLURM has started several processes, each calls this and gets the result.
+    """
+    from detrcli import launch
+
+    request = Evaluation(
+        data=os.fspath(data) if isinstance(data, (str, os.PathLike)) else data,
+        model=model,
+        weights=None if weights is None else os.fspath(weights),
+        split=split,
+        data_root=None if data_root is None else os.fspath(data_root),
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        amp=amp,
+        limit=limit,
+        scorer=scorer,
+        progress=progress,
+    )
+    if devices > 1:
+        return launch.on_ranks(devices, _evaluate, request)
+    with launch.joined():
+        return _evaluate(request)
+
+
+def _evaluate(request: Evaluation) -> EvalResult:
+    from contextlib import nullcontext
+    from pathlib import Path
+
+    from detrcli import distributed
+    from detrcli.data import catalog
+    from detrcli.evaluate.run import evaluate as run
+    from detrcli.predict.load import load as load_predictor
+
+    dataset = request.data
+    if isinstance(dataset, str):
+        root = None if request.data_root is None else Path(request.data_root)
+        dataset = catalog.resolve(dataset, request.split, root)
+    predictor = load_predictor(request.model, request.weights, _device_of_rank(request.device))
+    total = min(request.limit or len(dataset), len(dataset))
+    shown = request.progress if distributed.is_main() else None
+    with shown(total) if shown else nullcontext() as advance:
+        result = run(
+            predictor.model,
+            dataset,
+            preprocess=predictor.preprocess,
+            postprocess=predictor.postprocess,
+            categories=predictor.categories,
+            device=predictor.device,
+            batch_size=request.batch_size or predictor.only_batch or 1,
+            workers=request.workers,
+            amp=request.amp,
+            limit=request.limit,
+            backend=request.scorer,
+            advance=advance,
+        )
+    return replace(result, model=predictor.name, weights=predictor.weights)
+
+
+def _device_of_rank(device: str | None) -> str | None:
+    """Without another wish each of several processes takes a GPU of its own, where there are GPUs."""
+    from detrcli import distributed
+
+    if distributed.world_size() == 1 or device not in (None, "cuda"):
+        return device
+    import torch
+
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else device
