@@ -12,7 +12,6 @@ A name is never taken for a path of the same spelling further away: what exists 
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, Literal, TypeAlias
 from detrcli.data import layouts, shapes
 from detrcli.data.annotations import Dataset
 from detrcli.data.layouts import SPLITS, Loader, Options, split_name
+from detrcli.data.places import names, read_register, registers, roots
 from detrcli.data.structure import missing_files, repair, structure
 from detrcli.errors import DataError, UsageError, nearest
 
@@ -86,31 +86,9 @@ def find(name: str, data_root: Path | None = None) -> Source:
         if _exists(place):
             return recognise(place, name)
     for file in registers():
-        if name in (table := _read_register(file)):
+        if name in (table := read_register(file)):
             return _registered(name, table[name], file)
     raise _unknown(name, [*places, *registers()], data_root)
-
-
-def roots(data_root: Path | None = None) -> list[Path]:
-    """Folders of data sets: --data-root, the folders of DETR_DATA, `./data`."""
-    listed = [Path(p).expanduser() for p in os.environ.get("DETR_DATA", "").split(os.pathsep) if p]
-    return [*([data_root] if data_root else []), *listed, Path("data")]
-
-
-def registers() -> list[Path]:
-    """Files that name data sets: the project's, then the user's."""
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
-    return [Path("datasets.toml"), config / "detrcli" / "datasets.toml"]
-
-
-def names(data_root: Path | None = None) -> list[str]:
-    """Every name that can be typed here, for completion and hints."""
-    found = ["shapes", "shapes:hard"]
-    for root in roots(data_root):
-        found += sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    for file in registers():
-        found += _read_register(file)
-    return list(dict.fromkeys(found))
 
 
 def recognise(path: Path, name: str) -> Source:
@@ -135,17 +113,6 @@ def _shapes(name: str) -> Source:
         return lambda options: shapes.load_shapes(preset, split)
 
     return Source(name, "shapes", {split: loader(split) for split in SPLITS})
-
-
-def _read_register(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{file}: {error}", hint='it holds tables such as: [mine] path = "/data/mine"'
-        ) from None
 
 
 def _registered(name: str, table: Any, file: Path) -> Source:
@@ -187,7 +154,7 @@ def _unknown(name: str, places: list[Path], data_root: Path | None) -> DataError
             "http://images.cocodataset.org fetch zips/train2017.zip, zips/val2017.zip and "
             "annotations/annotations_trainval2017.zip, unpack them there, or say --data-root FOLDER",
         )
-    near = nearest(name, ["coco", *names(data_root)])
+    near = nearest(name, names(data_root))
     meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return UsageError(
         f"unknown data set {name!r} (looked in {looked})",

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from detrcli.data import catalog
 from detrcli.data.catalog import find, resolve
+from detrcli.data.places import names
 from detrcli.errors import DataError, UsageError
 
 
@@ -34,7 +34,7 @@ def test_a_name_is_looked_up_in_every_place_in_order(tmp_path, coco_folder, monk
     monkeypatch.delenv("DETR_DATA")
     (tmp_path / "work" / "data").symlink_to(root)
     assert find("mini").format == "coco"
-    assert "mini" in catalog.names()
+    assert "mini" in names()
 
 
 @pytest.mark.parametrize("table", [
@@ -48,7 +48,7 @@ def test_a_name_may_be_registered_in_a_file(tmp_path, coco_folder, table, place)
     (tmp_path / place).write_text(table.format(root=coco_folder))
     assert list(find("mine").splits) == ["train", "val"]
     assert resolve("mine", "val").picture(0).shape == (3, 48, 64)
-    assert "mine" in catalog.names()
+    assert "mine" in names()
 
 
 @pytest.mark.parametrize(
