@@ -290,7 +290,7 @@ class Batches:
 
 def _is_death(error: Exception) -> bool:
     """torch says so, or the socket that a batch should have come through has gone with the worker."""
-    return isinstance(error, (EOFError, OSError)) or "DataLoader worker" in str(error)
+    return isinstance(error, (EOFError, OSError)) or "DataLoader worker (pid" in str(error)
 
 
 def train_loader(

@@ -186,6 +186,21 @@ def test_the_death_of_a_worker_is_survived_once_and_then_named(tmp_path, times):
     assert signal.getsignal(signal.SIGCHLD) == before
 
 
+@dataclasses.dataclass(frozen=True)
+class Faulty:
+    """Pictures with a programming error in their reader."""
+
+    def read(self, index, name, size):
+        raise RuntimeError("a defect of the reader")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_defect_in_a_worker_is_not_taken_for_its_death(workers):
+    dataset = dataclasses.replace(load_shapes(count=4), pictures=Faulty())
+    with pytest.raises(RuntimeError, match="a defect of the reader"):
+        list(eval_loader(dataset, TINY, workers=workers))
+
+
 def test_memory_does_not_grow_over_epochs_with_workers():
     """The workers' private memory after the last epochs is what it was after the second."""
     batches = loader(load_shapes(count=200), workers=2, batch_size=8)
