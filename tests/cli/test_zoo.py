@@ -161,6 +161,7 @@ def test_info_shows_the_page_that_a_plugin_carries(desk: Desk):
     assert "owner/tiny:model.safetensors, cc-by-4.0" in told
     assert "not verified by us" in told
     assert "num_queries = 10" in told
+    assert "## Departs" in desk.zoo("info", "detr").out
     whole = desk.zoo("info", "detr", "--json").json
     assert whole["paper"]["venue"] == "ECCV"
     assert all(m["config"] and m["recipes"] for m in whole["models"])

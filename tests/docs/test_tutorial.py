@@ -68,7 +68,7 @@ def quotes() -> list[tuple[str, str]]:
     """(file, fragment) of every python block of the page that names its file."""
     found = []
     for block in re.findall(
-        r"```python\n# (\S+)\n(.*?)```", (DOCS / "add-a-paper.md").read_text(), re.DOTALL
+        r"```python [^\n]*\n# (\S+)\n(.*?)```", (DOCS / "add-a-paper.md").read_text(), re.DOTALL
     ):
         found += [
             (block[0], part.strip("\n")) for part in re.split(r"^ *\.\.\.\n", block[1], flags=re.MULTILINE)
