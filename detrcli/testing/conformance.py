@@ -244,6 +244,14 @@ def the_loss_falls(model: Model) -> None:
         )
 
 
+def declared_weights_can_be_read(model: Model) -> None:
+    layouts = {"native", *model.family.key_maps}
+    for weights in model.variant.weights:
+        assert weights.layout in layouts, (
+            f"{model.name}: {weights.repo} has layout {weights.layout!r}; key_maps knows {sorted(layouts)}"
+        )
+
+
 def configurations_travel(model: Model) -> None:
     """A weights file carries the configuration as JSON; it must come back as it was."""
     plain = json.loads(json.dumps(to_plain(model.config)))
@@ -282,6 +290,7 @@ CHECKS: tuple[Check, ...] = (
     detections_are_in_pixels,
     perfect_answers_return_the_truth,
     the_loss_falls,
+    declared_weights_can_be_read,
     configurations_travel,
     key_maps_run_both_ways,
 )

@@ -43,7 +43,7 @@ def test_the_package_keeps_every_promise_and_its_own_laws(env: dict[str, str], t
     )
 
 
-def test_the_package_is_listed_trains_and_is_evaluated(env: dict[str, str], tmp_path: Path):
+def test_the_package_is_listed_trains_is_profiled_and_evaluated(env: dict[str, str], tmp_path: Path):
     env = env | {"DETR_RUNS": str(tmp_path / "runs")}
     assert "queries that are points" in run(env, tmp_path, "detrcli", "zoo", "info", "anchor_detr")
     run(
@@ -61,6 +61,9 @@ def test_the_package_is_listed_trains_and_is_evaluated(env: dict[str, str], tmp_
     )
     path = run(env, tmp_path, "detrcli", "zoo", "path", "anchor_detr").strip()
     assert path.startswith(str(tmp_path / "runs"))
+    assert "anchor_detr/tiny" in run(
+        env, tmp_path, "detrcli", "profile", "--model", "anchor_detr/tiny", "--size", "64x64"
+    )
     assert "AP" in run(env, tmp_path, "detrcli", "eval", "shapes", "--model", "anchor_detr/tiny")
 
 
