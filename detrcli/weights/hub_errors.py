@@ -82,7 +82,7 @@ def _by_system(error: BaseException, what: str) -> HubError:
         return HubError(f"{what} arrived with another size than announced; it was not kept", hint="try again")
     return HubError(
         f"{what} could not be downloaded: the connection to the Hub failed ({type(error).__name__})",
-        hint="check connection and proxy and try again; what is cached already works with --offline",
+        hint="check connection and proxy and try again; what is cached already needs none",
     )
 
 

@@ -168,7 +168,13 @@ def test_info_shows_the_page_that_a_plugin_carries(desk: Desk):
 
 
 def test_unknown_names_are_answered_with_the_nearest(desk: Desk):
-    for command in (("info", "detx"), ("list", "detx"), ("pull", "detx"), ("path", "detr/r5O")):
+    for command in (
+        ("info", "detx"),
+        ("list", "detx"),
+        ("pull", "detx"),
+        ("verify", "detx"),
+        ("path", "detr/r5O"),
+    ):
         done = desk.zoo(*command)
         assert "unknown" in done.error(2)
         assert "did you mean" in done.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,47 +25,27 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return install(source, folder / "site")
 
 
-def run(env: dict[str, str], cwd: Path, *command: str) -> str:
-    done = subprocess.run([sys.executable, "-m", *command], cwd=cwd, env=env, capture_output=True, text=True)
+def run(env: dict[str, str], cwd: Path, command: str) -> str:
+    command = [sys.executable, "-m", *shlex.split(command)]
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def test_the_package_keeps_every_promise_and_its_own_laws(env: dict[str, str], tmp_path: Path):
-    tests = shutil.copytree(DOCS / "tutorial" / "tests", tmp_path / "tests")
-    run(
-        env | {"DETR_PLUGINS": "detr,anchor_detr"},
-        tmp_path,
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(tests),
-    )
+    shutil.copytree(DOCS / "tutorial" / "tests", tmp_path / "tests")
+    run(env | {"DETR_PLUGINS": "detr,anchor_detr"}, tmp_path, "pytest -q -p no:cacheprovider tests")
 
 
 def test_the_package_is_listed_trains_is_profiled_and_evaluated(env: dict[str, str], tmp_path: Path):
     env = env | {"DETR_RUNS": str(tmp_path / "runs")}
-    assert "queries that are points" in run(env, tmp_path, "detrcli", "zoo", "info", "anchor_detr")
-    run(
-        env,
-        tmp_path,
-        "detrcli",
-        "train",
-        "shapes",
-        "--model",
-        "anchor_detr/tiny",
-        "--steps",
-        "6",
-        "--batch-size",
-        "4",
-    )
-    path = run(env, tmp_path, "detrcli", "zoo", "path", "anchor_detr").strip()
+    assert "queries that are points" in run(env, tmp_path, "detrcli zoo info anchor_detr")
+    run(env, tmp_path, "detrcli train shapes --model anchor_detr/tiny --steps 6 --batch-size 4")
+    path = run(env, tmp_path, "detrcli zoo path anchor_detr").strip()
     assert path.startswith(str(tmp_path / "runs"))
-    assert "anchor_detr/tiny" in run(
-        env, tmp_path, "detrcli", "profile", "--model", "anchor_detr/tiny", "--size", "64x64"
-    )
-    assert "AP" in run(env, tmp_path, "detrcli", "eval", "shapes", "--model", "anchor_detr/tiny")
+    profiled = run(env, tmp_path, "detrcli profile --model anchor_detr/tiny --size 64x64")
+    assert "anchor_detr/tiny" in profiled
+    assert "AP" in run(env, tmp_path, "detrcli eval shapes --model anchor_detr/tiny")
 
 
 def quotes() -> list[tuple[str, str]]:
