@@ -42,7 +42,9 @@ def test_a_picture_in_a_picture_and_json_out(detr, pictures, tmp_path):
     assert ended.code == 0
     assert ended.out == ""
     assert "spotter/plain: made by hand" in ended.err
-    assert "1 picture: 1 red spot, 1 blue spot" in ended.err or "1 picture: 1 blue spot, 1 red spot" in ended.err
+    assert (
+        "1 picture: 1 red spot, 1 blue spot" in ended.err or "1 picture: 1 blue spot, 1 red spot" in ended.err
+    )
     [folder] = Path(os.environ["DETR_RUNS"]).glob("predict/*")
     assert folder.name == "spotter-plain-1"
     assert str(folder) in ended.err
@@ -142,7 +144,9 @@ def run(tmp_path):
 
 def test_the_newest_run_of_a_model_is_used_and_named(run, pictures, tmp_path):
     env = {"DETR_RUNS": "runs", "HF_HUB_OFFLINE": "1"}
-    ended = process("predict", pictures / "one.png", "-m", "detr/tiny", "--conf", "0", "--top", "3", cwd=tmp_path, env=env)
+    ended = process(
+        "predict", pictures / "one.png", "-m", "detr/tiny", "--conf", "0", "--top", "3", cwd=tmp_path, env=env
+    )
     assert ended.code == 0, ended.err
     assert "the newest finished run of detr/tiny: runs/train/detr-tiny-1/best.safetensors" in ended.err
     document = json.loads((tmp_path / "runs/predict/detr-tiny-1/predictions.json").read_text())
@@ -150,7 +154,9 @@ def test_the_newest_run_of_a_model_is_used_and_named(run, pictures, tmp_path):
 
 
 def test_without_weights_the_ways_on_are_named(pictures, tmp_path):
-    ended = process("predict", pictures / "one.png", "-m", "detr/tiny", cwd=tmp_path, env={"DETR_RUNS": "runs"})
+    ended = process(
+        "predict", pictures / "one.png", "-m", "detr/tiny", cwd=tmp_path, env={"DETR_RUNS": "runs"}
+    )
     assert "no weights for detr/tiny" in ended.error(4)
     for way in ("detr train DATA --model detr/tiny", "detr zoo convert", "--weights"):
         assert way in ended.err
@@ -158,7 +164,20 @@ def test_without_weights_the_ways_on_are_named(pictures, tmp_path):
 
 def test_a_reader_that_goes_away_ends_it_quietly(run, pictures, tmp_path):
     names = f"{pictures}/one.png\n" * 400
-    command = [sys.executable, "-m", "detrcli", "-q", "predict", "-", "-m", "detr/tiny", "--conf", "0", "--out", "-"]
+    command = [
+        sys.executable,
+        "-m",
+        "detrcli",
+        "-q",
+        "predict",
+        "-",
+        "-m",
+        "detr/tiny",
+        "--conf",
+        "0",
+        "--out",
+        "-",
+    ]
     env = os.environ | {"DETR_RUNS": "runs", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, cwd=tmp_path, env=env, text=True,

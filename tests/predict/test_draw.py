@@ -75,7 +75,9 @@ def test_names_are_drawn_in_letters_that_there_are_or_by_id():
     assert len(label_of(Detection(3, "long " * 50, 0.5, (0, 0, 1, 1)))) < 40
 
 
-@given(st.lists(st.tuples(st.integers(0, 90), st.text(max_size=8), number, number, number, number), max_size=6))
+@given(
+    st.lists(st.tuples(st.integers(0, 90), st.text(max_size=8), number, number, number, number), max_size=6)
+)
 @settings(max_examples=25, deadline=None)
 def test_any_boxes_and_names_are_drawn(rows):
     found = [Detection(i, name, 0.5, (x1, y1, x2, y2)) for i, name, x1, y1, x2, y2 in rows]

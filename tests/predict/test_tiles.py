@@ -43,7 +43,9 @@ def test_a_large_scene_shows_what_one_pass_misses():
     assert len(tiled) == len(apart) + 1
     for x1, y1, x2, y2, colour in (*apart, large):
         name = "red spot" if colour == RED else "blue spot"
-        assert any(d.box == pytest.approx((x1, y1, x2, y2), abs=10) for d in tiled.detections if d.name == name)
+        assert any(
+            d.box == pytest.approx((x1, y1, x2, y2), abs=10) for d in tiled.detections if d.name == name
+        )
 
 
 def answer(*rows: tuple[float, int, tuple[float, ...]]) -> Detections:
@@ -93,7 +95,9 @@ def test_a_small_object_before_a_large_one_is_kept():
 
 
 def test_tiles_and_batches_go_together():
-    pictures = [scene((700, 500), scatter((700, 500), 6, 24, seed)) for seed in range(3)] + [scene((90, 90), ())]
+    pictures = [scene((700, 500), scatter((700, 500), 6, 24, seed)) for seed in range(3)] + [
+        scene((90, 90), ())
+    ]
     one = [r.to_dict()["detections"] for r in spotter().predict(pictures, tile=300)]
     four = [r.to_dict()["detections"] for r in spotter().predict(pictures, tile=300, batch=4)]
     assert [len(found) for found in one] == [6, 6, 6, 0]
