@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from detrcli.nn.inference import choose_device
+from detrcli.nn.speed import fastest
 from detrcli.predict.run import Predictor
 from detrcli.weights.opened import open_weights
 from detrcli.weights.resolve import choose
@@ -19,7 +20,7 @@ def load(name: str | None = None, weights: str | None = None, device: str | None
     return Predictor(
         name=opened.model.name,
         weights=choice.why,
-        model=opened.module.eval().to(place),
+        model=fastest(opened.module.to(place)),
         categories=opened.categories,
         preprocess=opened.preprocess,
         postprocess=partial(family.postprocess, config),
