@@ -16,22 +16,27 @@ from detrcli_deformable_detr.config import DeformableDetrConfig
 from detrcli_deformable_detr.decoder import Decoder
 from detrcli_deformable_detr.encoder import Encoder
 from detrcli_deformable_detr.heads import box_mlp, class_linear
-from detrcli_deformable_detr.levels import Levels
+from detrcli_deformable_detr.levels import Levels, Tokens
 from detrcli_deformable_detr.two_stage import LearnedQueries, ProposedQueries
 
 SMALL = -2.0  # learned queries start with boxes of sigmoid(-2) = 12 % of the picture
 
 
 class DeformableDetr(nn.Module):
-    """images (B, 3, H, W), mask (B, H, W) -> logits (B, Q, K), each class on its own, and boxes (B, Q, 4)."""
+    """images (B, 3, H, W), mask (B, H, W) -> logits (B, Q, K), each class on its own, and boxes (B, Q, 4).
 
-    def __init__(self, config: DeformableDetrConfig, num_classes: int) -> None:
+    `encoder` (Tokens -> memory (B, S, C)) takes the place of the paper's, for papers that change nothing else.
+    """
+
+    def __init__(
+        self, config: DeformableDetrConfig, num_classes: int, encoder: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         blocks = (config.width, config.heads, config.levels, config.points, config.ffn, config.dropout)
         self.backbone = Backbone(config.backbone)
         self.levels = Levels(self.backbone.channels, config.width, config.levels)
-        self.encoder = Encoder(config.encoder_layers, *blocks)
+        self.encoder = encoder or Encoder(config.encoder_layers, *blocks)
         self.queries = build_queries(config, num_classes)
         self.decoder = Decoder(config.decoder_layers, *blocks)
         # without refinement all layers answer through the same heads
@@ -46,7 +51,10 @@ class DeformableDetr(nn.Module):
         padded = mask is not None
         if mask is None:
             mask = images.new_zeros((len(images), *images.shape[-2:]), dtype=torch.bool)
-        tokens = self.levels(self.backbone(images, mask), padded)
+        return self.answer(self.levels(self.backbone(images, mask), padded))
+
+    def answer(self, tokens: Tokens) -> Output:
+        """The transformer and its heads, on the tokens of all levels."""
         memory = self.encoder(tokens)
         queries, proposals = self.queries(memory, tokens)
         answers = self.decoder(queries, memory, tokens, self.per_layer(self.box_heads), self.config.refine)

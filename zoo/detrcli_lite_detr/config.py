@@ -1,0 +1,73 @@
+"""The choices of Lite DETR: the schedule of its encoder, and the hosts it is put into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from detrcli_deformable_detr.config import DeformableDetrConfig
+
+Kind = Literal["high", "low", "full"]  # which tokens a layer updates: of high levels, of low ones, all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interleaving:
+    """The paper's HxLy-(A+1)xB: x high levels, B blocks. No default for either: no tensor tells them apart."""
+
+    high_levels: int  # the coarsest levels, whose tokens every layer updates; the others are low
+    blocks: int  # each ends with one update of the low levels
+    reading: Literal["released", "paper"] = "released"  # of a block, see `schedule`
+    low_ffn: int | None = 256  # hidden width of the low tokens' feed-forward; None: they share the large one
+    key_aware: bool = True  # False: plain deformable attention
+    own_keys: bool = False  # keys have a projection of their own; as released they are the values
+    shared_offsets: bool = False  # one set of sampling offsets for all levels
+
+    def __post_init__(self) -> None:
+        if self.blocks < 1:
+            raise ValueError(f"blocks ({self.blocks}) must be at least 1")
+        if self.low_ffn is not None and self.low_ffn < 1:
+            raise ValueError(f"low_ffn ({self.low_ffn}) must be positive, or none")
+        if not self.key_aware and (self.own_keys or self.shared_offsets):
+            raise ValueError("own_keys and shared_offsets are choices of key_aware attention")
+
+    def check(self, levels: int, layers: int) -> None:
+        """Whether a host with so many levels and encoder layers can be interleaved so."""
+        if levels < 2:
+            raise ValueError(f"host.levels ({levels}) must be at least 2: one high and one low")
+        if not 1 <= self.high_levels < levels:
+            raise ValueError(f"encoder.high_levels ({self.high_levels}) must be between 1 and {levels - 1}")
+        if layers % self.blocks:
+            raise ValueError(
+                f"encoder.blocks ({self.blocks}) must divide host.encoder_layers ({layers}) without rest"
+            )
+
+
+def schedule(layers: int, blocks: int, reading: Literal["released", "paper"] = "released") -> tuple[Kind, ...]:
+    """What each layer updates. In both readings high tokens are updated `layers` times, low ones `blocks` times.
+
+    >>> schedule(6, 3)
+    ('high', 'full', 'high', 'full', 'high', 'full')
+    >>> schedule(6, 1)
+    ('high', 'high', 'high', 'high', 'high', 'full')
+    >>> schedule(6, 3, "paper")
+    ('high', 'high', 'low', 'high', 'high', 'low', 'high', 'high', 'low')
+
+    The released code, and so its weights, joins the last update of the high tokens with that of the low ones: both read what
+    was there before. Figure 2 of the paper draws one after the other.
+    """
+    updates = layers // blocks
+    block: tuple[Kind, ...] = (
+        ("high",) * (updates - 1) + ("full",) if reading == "released" else ("high",) * updates + ("low",)
+    )
+    return block * blocks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiteDeformableConfig:
+    """Deformable DETR, with two stages and refinement, around the interleaved encoder."""
+
+    host: DeformableDetrConfig = DeformableDetrConfig(refine=True, two_stage=True)
+    encoder: Interleaving
+
+    def __post_init__(self) -> None:
+        self.encoder.check(self.host.levels, self.host.encoder_layers)
