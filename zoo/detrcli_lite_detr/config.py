@@ -69,7 +69,9 @@ def schedule(
 class LiteDeformableConfig:
     """Deformable DETR, with two stages and refinement, around the interleaved encoder."""
 
-    host: DeformableDetrConfig = DeformableDetrConfig(refine=True, two_stage=True)
+    host: DeformableDetrConfig = field(
+        default_factory=lambda: DeformableDetrConfig(refine=True, two_stage=True)
+    )
     encoder: Interleaving
 
     def __post_init__(self) -> None:
