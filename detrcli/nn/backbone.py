@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detrcli.errors import HubError
 from detrcli.nn.layers import FrozenBatchNorm2d
+from detrcli.nn.swin import SWIN_OPTIONS, SwinBody
 from detrcli.plugins.backbones import BackboneConfig
 
 
@@ -58,14 +59,17 @@ def _create(config: BackboneConfig, name: str, *, pretrained: bool) -> Any:
         options["zero_init_last"] = False  # a frozen norm cannot grow out of zero
     if config.dilated:
         options["output_stride"] = 16
+    if name.startswith("swin_"):
+        options |= SWIN_OPTIONS
     with torch.device("meta"):
         levels = _levels(timm.create_model(name, **options), config.dilated)
     missing = [level for level in config.levels if level not in levels]
     if missing:
         raise ValueError(f"backbone {name} has maps at levels {levels}, not at {missing}")
-    return timm.create_model(
+    body = timm.create_model(
         name, pretrained=pretrained, out_indices=[levels.index(i) for i in config.levels], **options
     )
+    return SwinBody(body) if name.startswith("swin_") else body
 
 
 def _group_norm(channels: int, **placing: Any) -> nn.Module:
