@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,7 +24,7 @@ from .golden import Golden, aux_boxes, check_gradients, check_losses, golden
 class Case(NamedTuple):
     golden: str
     model: str
-    encoder: dict[str, Any] = {}
+    encoder: Mapping[str, Any] = MappingProxyType({})
     queries: int = 100
 
 
