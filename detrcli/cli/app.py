@@ -16,7 +16,7 @@ from detrcli.version import __version__
 
 app = typer.Typer(
     name="detr",
-    help="Detection transformers: train, evaluate and predict with DETR and the papers that followed.",
+    help="Detection transformers: train, evaluate, predict and profile with DETR and the papers that followed.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -48,11 +48,12 @@ def options(
 
 def _register() -> None:
     """Verbs first, in the order of a project's life; then the catalogues."""
-    from detrcli.cli import data, env, evaluate, predict, train, zoo
+    from detrcli.cli import data, env, evaluate, predict, profile, train, zoo
 
     app.command("train")(train.train)
     app.command("eval")(evaluate.evaluate)
     app.command("predict")(predict.predict)
+    app.command("profile")(profile.profile)
     app.add_typer(zoo.app, name="zoo")
     app.add_typer(data.app, name="data")
     app.command("env")(env.env)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detrcli.errors import HubError
+from detrcli.errors import HubError, UsageError, unknown
 from detrcli.nn.layers import FrozenBatchNorm2d
-from detrcli.nn.swin import SWIN_OPTIONS, SwinBody
+from detrcli.nn.swin import SwinBody
 from detrcli.plugins.backbones import BackboneConfig
 
 
@@ -29,7 +29,10 @@ class Backbone(nn.Module):
             parameter.requires_grad_(not name.startswith(config.frozen))
 
     def forward(self, images: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return [(features, resize_mask(mask, features)) for features in self.body(images)]
+        maps = self.body(images)
+        if self.body.output_fmt == "NHWC":  # Swin and kin
+            maps = [features.permute(0, 3, 1, 2) for features in maps]
+        return [(features, resize_mask(mask, features)) for features in maps]
 
     def load_pretrained(self) -> None:
         """Take the ImageNet weights the configuration names; for training from scratch only."""
@@ -59,17 +62,34 @@ def _create(config: BackboneConfig, name: str, *, pretrained: bool) -> Any:
         options["zero_init_last"] = False  # a frozen norm cannot grow out of zero
     if config.dilated:
         options["output_stride"] = 16
-    if name.startswith("swin_"):
-        options |= SWIN_OPTIONS
+    if config.drop_path:
+        options["drop_path_rate"] = config.drop_path
+    if _architecture(name).startswith("swin"):
+        options["strict_img_size"] = False
     with torch.device("meta"):
         levels = _levels(timm.create_model(name, **options), config.dilated)
     missing = [level for level in config.levels if level not in levels]
     if missing:
-        raise ValueError(f"backbone {name} has maps at levels {levels}, not at {missing}")
+        raise UsageError(
+            f"backbone {name} has maps at levels {levels}, not at {missing} (level l has stride 2**l)",
+            hint=f"choose among them: --set model.backbone.levels={levels}",
+        )
     body = timm.create_model(
         name, pretrained=pretrained, out_indices=[levels.index(i) for i in config.levels], **options
     )
+    for module in body.modules():
+        if hasattr(module, "dynamic_img_pad"):
+            # pictures need not be a multiple of the patch
+            module.dynamic_img_pad = True  # type: ignore[assignment]
     return SwinBody(body) if name.startswith("swin_") else body
+
+
+def _architecture(name: str) -> str:
+    """The timm architecture of a name such as `resnet50.tv_in1k`."""
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        raise unknown("timm backbone", architecture, timm.list_models())
+    return architecture
 
 
 def _group_norm(channels: int, **placing: Any) -> nn.Module:

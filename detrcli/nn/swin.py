@@ -8,11 +8,10 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
-SWIN_OPTIONS = {"strict_img_size": False, "drop_path_rate": 0.2}
-
-
 class SwinBody(nn.Module):
-    """images (B, 3, H, W) -> normed maps (B, C, H, W)."""
+    """images (B, 3, H, W) -> normed maps (B, H, W, C)."""
+
+    output_fmt = "NHWC"
 
     def __init__(self, maps: Any) -> None:
         super().__init__()
@@ -24,8 +23,7 @@ class SwinBody(nn.Module):
                 module.__class__ = PaddedBlock
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        maps = zip(self.norms, self.maps(images), strict=True)
-        return [norm(x).permute(0, 3, 1, 2).contiguous() for norm, x in maps]
+        return [norm(x) for norm, x in zip(self.norms, self.maps(images), strict=True)]
 
 
 class PaddedBlock(SwinTransformerBlock):  # type: ignore[misc]  # timm is not typed

@@ -102,7 +102,7 @@ def flat(shapes: Shapes) -> list[int]:
 def lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors as autocast would hand them to a matrix product; geometry is never lowered."""
     kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
+    if not checks.autocasts(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)

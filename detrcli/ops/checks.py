@@ -94,10 +94,15 @@ def check_kinds(rows: dict[str, Tensor], geometry: dict[str, Tensor], mask: Tens
             raise TypeError(
                 f"{name} is {tensor.dtype} but {first} is {value.dtype}; float64 needs all float64"
             )
-    if not torch.is_autocast_enabled(value.device.type):
+    if not autocasts(value.device.type):
         for name, tensor in rows.items():
             if tensor.dtype != value.dtype:
                 raise TypeError(f"{name} is {tensor.dtype} but {first} is {value.dtype}; cast one of them")
     for name, tensor in (everything if mask is None else everything | {"mask": mask}).items():
         if tensor.device != value.device:
             raise ValueError(f"{name} is on {tensor.device} but {first} on {value.device}; move one of them")
+
+
+def autocasts(kind: str) -> bool:
+    """Whether autocast is on for this kind of device; some kinds (meta) do not know it."""
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)

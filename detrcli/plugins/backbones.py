@@ -15,4 +15,5 @@ class BackboneConfig:
     norm: Literal["frozen", "group", "default"] = "frozen"
     dilated: bool = False  # DC5: the last stage keeps the stride before it
     frozen: tuple[str, ...] = ("conv1", "layer1")  # module prefixes that are never trained
+    drop_path: float = 0.0  # stochastic depth of the last block while training; earlier blocks have less
     pretrained: str | None = "resnet50.tv_in1k"  # the timm weights that training from scratch starts from

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from tests.ops.cases import KINDS, Case, make_case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from detrcli import ops
+from tests.ops.cases import KINDS, Case, make_case
 
 # grid_sample and floor take either side of a pixel centre; everything else is compared to rounding
 TOLERANCE = {
@@ -72,7 +72,7 @@ def sizes(draw: st.DrawFn) -> dict[str, object]:
 
 @pytest.mark.native
 @settings(
-    max_examples=60,
+    max_examples=200,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

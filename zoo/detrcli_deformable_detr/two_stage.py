@@ -52,20 +52,33 @@ class ProposedQueries(nn.Module):
     def forward(self, memory: Tensor, tokens: Tokens) -> tuple[Queries, Output]:
         """memory (B, S, C) -> the queries, and the proposals of all tokens with logits (B, S, K) and boxes (B, S, 4)."""
         anchors, unusable = token_anchors(tokens)
-        x = self.enc_output_norm(self.enc_output(memory.masked_fill(unusable[..., None], 0.0)))
+        x = self.embed(memory, unusable)
         proposals = Output(self.class_head(x), (self.box_head(x) + anchors).sigmoid())
-        reference = self.best(proposals, unusable).detach()
-        embedding = sine_boxes(reference, memory.shape[-1] // 2).to(memory.dtype)
-        position, content = self.pos_trans_norm(self.pos_trans(embedding)).chunk(2, -1)
-        return Queries(content, position, reference), proposals
+        best = self.best(proposals.logits[..., 0], unusable)
+        return self.start(take(proposals.boxes, best), memory.dtype), proposals
 
-    def best(self, proposals: Output, unusable: Tensor) -> Tensor:
-        """The boxes (B, Q, 4) with the highest objectness; fewer where the picture has fewer tokens than there are queries."""
-        score = proposals.logits[..., 0]
+    def embed(self, memory: Tensor, unusable: Tensor) -> Tensor:
+        """What the heads look at (B, S, C); the same for all unusable tokens."""
+        x: Tensor = self.enc_output_norm(self.enc_output(memory.masked_fill(unusable[..., None], 0.0)))
+        return x
+
+    def best(self, objectness: Tensor, unusable: Tensor) -> Tensor:
+        """The tokens (B, Q) with the highest objectness (B, S); fewer where there are fewer tokens than queries."""
         if self.mask_proposals:
-            score = score.masked_fill(unusable, -torch.inf)
-        top = score.topk(min(self.num_queries, score.shape[1]), dim=1).indices
-        return proposals.boxes.gather(1, top[..., None].expand(-1, -1, 4))
+            objectness = objectness.masked_fill(unusable, -torch.inf)
+        return objectness.topk(min(self.num_queries, objectness.shape[1]), dim=1).indices
+
+    def start(self, boxes: Tensor, dtype: torch.dtype) -> Queries:
+        """Queries at the given boxes (B, Q, 4), which learn nothing from where they are put."""
+        reference = boxes.detach()
+        embedding = sine_boxes(reference, self.enc_output.in_features // 2).to(dtype)
+        position, content = self.pos_trans_norm(self.pos_trans(embedding)).chunk(2, -1)
+        return Queries(content, position, reference)
+
+
+def take(x: Tensor, tokens: Tensor) -> Tensor:
+    """Rows (B, Q, D) of x (B, S, D) at tokens (B, Q)."""
+    return x.gather(1, tokens[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def token_anchors(tokens: Tokens) -> tuple[Tensor, Tensor]:

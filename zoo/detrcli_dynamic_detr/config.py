@@ -67,6 +67,9 @@ class DynamicDetrConfig:
     """Hidden layers before the class prediction: paper's formula; Sparse R-CNN: 1."""
     box_layers: int = 0
     """Hidden layers before the box prediction: paper's formula; Sparse R-CNN: 3."""
+    box_init: Literal["zero", "xavier"] = "zero"
+    """Of the last layer that predicts deltas. `zero` leaves boxes where they are at first: ours, as Deformable DETR;
+    `xavier` throws them about by their own size: Sparse R-CNN."""
     delta_weights: tuple[float, float, float, float] = (2.0, 2.0, 1.0, 1.0)
     """Divisors of the predicted (dx, dy, dw, dh): Sparse R-CNN. The paper's ReLU(LN(FC)) cannot express free boxes."""
 

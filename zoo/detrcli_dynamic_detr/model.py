@@ -57,23 +57,27 @@ class DynamicDetr(nn.Module):
             for parameter in part.parameters():
                 if parameter.dim() > 1:
                     nn.init.xavier_uniform_(parameter)
+        if config.box_init == "zero":
+            for parameter in answers_of(self.box_heads):
+                nn.init.zeros_(parameter)
         if config.class_loss == "focal":
-            for name, parameter in self.class_heads.named_parameters():
-                if name.endswith("answer.bias"):
+            for parameter in answers_of(self.class_heads):
+                if parameter.dim() == 1:
                     nn.init.constant_(parameter, -math.log((1 - PRIOR) / PRIOR))
-        self.box_embed.weight.data.copy_(torch.tensor(config.start_box).expand_as(self.box_embed.weight))
+        start = torch.tensor(config.start_box)
+        self.box_embed.weight.data.copy_(start.expand_as(self.box_embed.weight))
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Output:
         if mask is None:
-            mask = images.new_zeros((len(images), *images.shape[-2:]), dtype=torch.bool)
+            mask = images.new_zeros((images.shape[0], *images.shape[-2:]), dtype=torch.bool)
         maps = self.encoder(self.fpn([features for features, _ in self.backbone(images, mask)]))
         *earlier, last = self._decode(maps, picture_sizes(mask))
         return Output(last.logits, last.boxes, aux=tuple(earlier))
 
     def _decode(self, maps: list[Tensor], sizes: Tensor) -> list[Output]:
         canvas = draw(maps)
-        query = self.query_embed.weight.expand(len(sizes), -1, -1)
-        boxes = self.box_embed.weight.expand(len(sizes), -1, -1)
+        query = self.query_embed.weight.expand(sizes.shape[0], -1, -1)
+        boxes = self.box_embed.weight.expand(sizes.shape[0], -1, -1)
         answers = []
         for layer, class_head, box_head in zip(self.decoder, self.class_heads, self.box_heads, strict=True):
             query = layer(query, self.pool(canvas, boxes, sizes))
@@ -81,6 +85,11 @@ class DynamicDetr(nn.Module):
             answers.append(Output(class_head(query), moved if self.training else clipped(moved)))
             boxes = moved.detach()  # each layer learns its own step; only the start is learned through
         return answers
+
+
+def answers_of(heads: nn.ModuleList) -> list[nn.Parameter]:
+    """Weights and biases of the heads' last layers."""
+    return [parameter for name, parameter in heads.named_parameters() if ".answer." in name]
 
 
 def picture_sizes(mask: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def roi_align(x: Tensor, boxes: Tensor, *, size: int, samples: int, form: Operat
     with torch.autocast(x.device.type, enabled=False):
         if form == "auto" and _gathers(x):
             return gathered_roi_align(x, boxes, size, samples)
-        image = _count(len(boxes), boxes)[:, None, None]
+        image = _count(boxes.shape[0], boxes)[:, None, None]
         rois = torch.cat((image.expand(-1, boxes.shape[1], 1), boxes), -1).flatten(0, 1)
         bins = torchvision.ops.roi_align(x, rois.to(x.dtype), size, sampling_ratio=samples, aligned=True)
         answer: Tensor = bins.unflatten(0, boxes.shape[:2]).flatten(-2).mT

@@ -56,6 +56,7 @@ SWIN_T = BackboneConfig(
     norm="default",
     frozen=(),
     pretrained="swin_tiny_patch4_window7_224.ms_in1k",
+    drop_path=0.2,
 )
 TINY = DinoConfig(
     backbone=BackboneConfig(name="test_resnet", levels=(3, 4), norm="group", frozen=(), pretrained=None),

@@ -73,6 +73,13 @@ def kda_backward(ctx: Any, grad: Tensor) -> Grads:
     )
 
 
+def no_second_derivative(ctx: Any, *grads: Tensor) -> Grads:
+    raise RuntimeError("detrcli_ops has first derivatives only; set DETR_OPS=reference for second ones")
+
+
 torch.library.register_autograd("detrcli_ops::msda", msda_backward, setup_context=keep)
 torch.library.register_autograd("detrcli_ops::msda_fused", msda_fused_backward, setup_context=keep)
 torch.library.register_autograd("detrcli_ops::kda", kda_backward, setup_context=keep)
+
+for name in ("msda", "msda_fused", "kda"):
+    torch.library.register_autograd(f"detrcli_ops::{name}_backward", no_second_derivative)

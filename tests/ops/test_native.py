@@ -1,0 +1,260 @@
+"""The native operators as torch operators: gradients, tracing, autocast, determinism, refusals."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from detrcli import ops
+from detrcli.ops import dispatch
+from tests.ops.cases import KINDS, Case, make_case
+
+WHEEL = dispatch.missing("cpu")
+pytestmark = [
+    pytest.mark.native,
+    # opcheck itself looks at the gradients of the copies that it makes
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+    pytest.mark.skipif(WHEEL is not None, reason=str(WHEEL)),
+]
+
+
+def call_of(case: Case) -> tuple[Any, tuple[Any, ...]]:
+    """The registered operator behind a case, and its arguments."""
+    t, shapes = case.tensors, [size for shape in case.shapes for size in shape]
+    if case.kind == "msda":
+        return torch.ops.detrcli_ops.msda, (t["value"], shapes, t["locations"], t["weights"])
+    rest = (t["value"], shapes, t["reference"], t["offsets"])
+    if case.kind == "msda_fused":
+        return torch.ops.detrcli_ops.msda_fused, (*rest, t["logits"], t["mask"])
+    return torch.ops.detrcli_ops.kda, (t["query"], t.get("key"), *rest, t["mask"], 0.3)
+
+
+def leaves(case: Case) -> Case:
+    return case.map(lambda t: t.detach().clone().requires_grad_())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("depth", [1, 5, 32])
+def test_gradcheck(kind: str, depth: int, device: str) -> None:
+    case = make_case(kind, batch=1, queries=2, depth=depth, points=2, box=True, masked=True, device=device)
+    names = list(case.floats())
+    inputs = tuple(t.clone().requires_grad_() for t in case.floats().values())
+    torch.autograd.gradcheck(
+        lambda *tensors: case("native", **dict(zip(names, tensors, strict=True))), inputs, fast_mode=depth > 5
+    )
+
+
+def test_second_derivatives_are_refused(device: str) -> None:
+    case = make_case("msda", device=device)
+    value = case.tensors["value"].requires_grad_()
+    (grad,) = torch.autograd.grad(case("native").sum(), value, create_graph=True)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_opcheck(kind: str, masked: bool, device: str) -> None:
+    operator, args = call_of(leaves(make_case(kind, masked=masked, device=device)))
+    torch.library.opcheck(operator, args)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_opcheck_of_backward(kind: str, device: str) -> None:
+    case = make_case(kind, masked=True, device=device)
+    operator, args = call_of(case)
+    backward = getattr(torch.ops.detrcli_ops, f"{'kda' if kind.startswith('kda') else kind}_backward")
+    needs = (True, True) if kind == "msda" else (True, True, True)
+    for wanted in (needs, tuple(not need for need in needs)):
+        torch.library.opcheck(backward, (operator(*args), *args, *wanted, False))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["native", pytest.param("reference", marks=pytest.mark.slow)])
+def test_compiles_without_a_break(kind: str, form: ops.Mode) -> None:
+    case = make_case(kind, masked=True, box=True)
+    names = list(case.floats())
+
+    def attend(*tensors: Tensor) -> Tensor:
+        return case(form, **dict(zip(names, tensors, strict=True))) * 2
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    plain, traced = (tuple(t.clone().requires_grad_() for t in case.floats().values()) for _ in range(2))
+    expected, actual = attend(*plain), compiled(*traced)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    expected.sum().backward()
+    actual.sum().backward()
+    for name, a, b in zip(names, traced, plain, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-10, msg=name)
+
+
+class Attend(torch.nn.Module):
+    """A case as a module, for export."""
+
+    def __init__(self, case: Case, form: ops.Mode) -> None:
+        super().__init__()
+        self.case, self.form, self.names = case, form, list(case.floats())
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.case(self.form, **dict(zip(self.names, tensors, strict=True)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exports_as_one_node(kind: str) -> None:
+    case = make_case(kind)
+    args = tuple(case.floats().values())
+    module = Attend(case, "native")
+    dynamic = tuple({0: torch.export.Dim("batch", min=1, max=8)} for _ in args)
+    program = torch.export.export(module, args, dynamic_shapes=(dynamic,))
+    called = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert sum("detrcli_ops" in str(target) for target in called) == 1
+    other = tuple(make_case(kind, batch=3).floats().values())
+    torch.testing.assert_close(program.module()(*other), module(*other))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["native", "reference"])
+def test_autocast_lowers_rows_and_not_geometry(kind: str, form: ops.Mode, device: str) -> None:
+    case = make_case(kind, device=device).map(lambda t: t.float())
+    with torch.autocast(device, dtype=torch.bfloat16):
+        out = case(form)
+    rows = {n: t.bfloat16() for n, t in case.floats().items() if n in ("value", "key", "query")}
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, case(form, **rows), rtol=0, atol=0)
+    leaf = leaves(case)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        leaf(form).float().sum().backward()
+    for name, tensor in leaf.floats().items():
+        assert tensor.grad is not None, name
+        assert tensor.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["msda_fused", "kda"])
+def test_sixteen_bit_geometry_is_read_as_it_is(kind: str, device: str) -> None:
+    case = make_case(kind, device=device).map(lambda t: t.bfloat16())
+    wide = case.map(lambda t: t.float())
+    torch.testing.assert_close(case("native").float(), wide("native"), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("queries", [5, 200])
+def test_any_number_of_threads_gives_the_same_bits(kind: str, queries: int) -> None:
+    case = make_case(kind, queries=queries, depth=32, heads=4, box=True, masked=True).to(torch.float32)
+    expected, expected_grads = case.gradients("native")
+    try:
+        for threads in (2, 3):
+            torch.set_num_threads(threads)
+            out, grads = case.gradients("native")
+            assert torch.equal(out, expected)
+            assert all(torch.equal(grads[name], expected_grads[name]) for name in grads)
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("depth", [5, 32])
+def test_every_instruction_set_gives_the_same_numbers(kind: str, depth: int) -> None:
+    from detrcli_ops import isa, use_isa
+
+    best = isa()
+    if best == "native":
+        pytest.skip("this processor has one instruction set only")
+    case = make_case(kind, queries=40, depth=depth, box=True, masked=True).to(torch.float32)
+    expected, expected_grads = case.gradients("native")
+    try:
+        for name in ("sse4", "avx2"):
+            if not use_isa(name):
+                continue
+            out, grads = case.gradients("native")
+            torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+            for leaf, grad in grads.items():
+                torch.testing.assert_close(grad, expected_grads[leaf], rtol=1e-4, atol=1e-4)
+    finally:
+        use_isa(best)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_deterministic_mode_gives_the_same_bits(kind: str) -> None:
+    if dispatch.missing("cuda") is not None or not torch.cuda.is_available():
+        pytest.skip(dispatch.missing("cuda") or "no CUDA device here")
+    case = make_case(kind, queries=500, depth=32, heads=8, device="cuda").to(torch.float32)
+    _, close = case.gradients("native")
+    torch.use_deterministic_algorithms(True)
+    try:
+        _, first = case.gradients("native")
+        for _ in range(20):
+            _, again = case.gradients("native")
+            assert all(torch.equal(again[name], first[name]) for name in first)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, grad in first.items():
+        torch.testing.assert_close(grad, close[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_side_streams_and_graph_capture(kind: str) -> None:
+    if dispatch.missing("cuda") is not None or not torch.cuda.is_available():
+        pytest.skip(dispatch.missing("cuda") or "no CUDA device here")
+    case = make_case(kind, device="cuda").to(torch.float32)
+    expected = case("native")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        out = case("native")
+    stream.synchronize()
+    assert torch.equal(out, expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = case("native")
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(captured, expected)
+
+
+def refusals() -> dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]], str]]:
+    return {
+        "level sums": ("msda", lambda t: {"shapes": [6, 5, 3, 4, 2, 2]}, "tokens"),
+        "negative size": ("msda", lambda t: {"shapes": [-6, -5, 3, 4, 2, 1]}, "negative"),
+        "odd shapes": ("msda", lambda t: {"shapes": [6, 5, 3]}, "height, width"),
+        "overflowing shapes": ("msda", lambda t: {"shapes": [2**40, 2**40, 3, 4, 2, 1]}, "2\\^31"),
+        "rank of value": ("msda", lambda t: {"value": t["value"][0]}, r"\(B, S, M, D\)"),
+        "rank of locations": ("msda", lambda t: {"locations": t["locations"][0]}, "B, Q, M, L, P, 2"),
+        "weights": ("msda", lambda t: {"weights": t["weights"][:, :-1]}, "weights must be"),
+        "float64 with float32": ("msda", lambda t: {"weights": t["weights"].float()}, "float64"),
+        "integers": ("msda", lambda t: {"value": t["value"].long()}, "float64, float32"),
+        "device": ("msda", lambda t: {"weights": t["weights"].to("meta")}, "one device"),
+        "reference width": ("msda_fused", lambda t: {"reference": t["reference"][..., :1]}, "reference must"),
+        "logits": ("msda_fused", lambda t: {"logits": t["logits"][..., :-1]}, "logits must be"),
+        "mask dtype": ("msda_fused", lambda t: {"mask": t["mask"].long()}, "bool"),
+        "mask size": ("msda_fused", lambda t: {"mask": t["mask"][:, :-1]}, "mask must be"),
+        "query": ("kda_separate_key", lambda t: {"query": t["query"][:, :-1]}, "query must be"),
+        "key": ("kda_separate_key", lambda t: {"key": t["key"][:, :-1]}, "key must be"),
+    }
+
+
+@pytest.mark.parametrize("name", list(refusals()))
+def test_the_operators_themselves_refuse_what_cannot_be_meant(name: str) -> None:
+    kind, change, message = refusals()[name]
+    case = make_case(kind, masked=True)
+    operator, args = call_of(case)
+    named = dict(zip([a.name for a in operator.default._schema.arguments], args, strict=True))
+    named |= change(named)
+    # straight to the kernel: the fake implementation would stand in for it where a tensor is on "meta"
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    with pytest.raises(RuntimeError, match=message):
+        operator.default.redispatch(keys, *named.values())
+
+
+def test_the_library_links_no_second_openmp() -> None:
+    from detrcli_ops._C import FOLDER
+
+    binary = (FOLDER / "libdetrcli_ops.so").read_bytes()
+    assert b"libgomp" not in binary
+    assert b"PyObject" not in binary
+    assert ctypes.CDLL(str(FOLDER / "libdetrcli_ops.so")).detrcli_ops_vector_bytes(0) in (16, 32, 64)

@@ -1,0 +1,72 @@
+"""`detr zoo new`: what it writes installs, passes the conformance kit and is clean, as it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from detrcli.errors import DetrError, UsageError
+from detrcli.plugins.scaffold import scaffold
+
+ROOT = Path(__file__).parents[2]
+
+
+def install(source: Path, target: Path) -> dict[str, str]:
+    """Build the package and install it where only this environment looks; the environment."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--no-cache-dir", "--target", str(target), str(source)], check=True)
+    return os.environ | {"PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
+
+
+def test_a_new_package_installs_and_keeps_every_promise(tmp_path: Path):
+    family, written = scaffold("Sparse-DETR", tmp_path / "new", "Sparse DETR: Fewer Tokens")
+    assert family == "sparse_detr"
+    assert sum(len(path.read_text().splitlines()) for path in written) <= 210
+    env = install(tmp_path / "new", tmp_path / "site") | {"DETR_PLUGINS": "sparse_detr"}
+    for command in (
+        ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"],
+        ["-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml"), "detrcli_sparse_detr"],
+        ["-m", "ruff", "format", "--check", "--config", str(ROOT / "pyproject.toml"), "."],
+        ["-m", "detrcli", "zoo", "info", "sparse_detr"],
+    ):
+        run = subprocess.run([sys.executable, *command], cwd=tmp_path / "new", env=env, capture_output=True, text=True)
+        assert run.returncode == 0, run.stdout + run.stderr
+    assert "Sparse DETR: Fewer Tokens" in run.stdout
+    assert "## Departures" in run.stdout  # the card travels in the package
+
+
+@pytest.mark.parametrize("name", ["", "9lives", "a b", "../up", "a--b", "détr", "a/b", "-x", "import.me"])
+def test_names_that_cannot_be_typed_are_refused(tmp_path: Path, name: str):
+    with pytest.raises(UsageError, match="cannot be a model's name"):
+        scaffold(name, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_names_that_are_taken_are_refused(tmp_path: Path):
+    with pytest.raises(UsageError, match="installed already"):
+        scaffold("DETR", tmp_path / "new")
+
+
+@pytest.mark.parametrize("title", ['a "quoted" one', "two\nlines", "back\\slash"])
+def test_titles_that_would_break_the_files_are_refused(tmp_path: Path, title: str):
+    with pytest.raises(UsageError, match="title"):
+        scaffold("fresh", tmp_path / "new", title)
+
+
+def test_nothing_is_overwritten(tmp_path: Path):
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(UsageError, match="not empty"):
+        scaffold("fresh", tmp_path)
+    with pytest.raises(UsageError, match="not empty"):
+        scaffold("fresh", tmp_path / "mine")
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DetrError, match="cannot write"):
+        scaffold("fresh", tmp_path / "file" / "new")
