@@ -66,6 +66,8 @@ def _create(config: BackboneConfig, name: str, *, pretrained: bool) -> Any:
         options["drop_path_rate"] = config.drop_path
     if _architecture(name).startswith("swin"):
         options["strict_img_size"] = False
+    if name.startswith("swin_"):
+        options["always_partition"] = True  # else a map of one window at 224 pixels is never shifted
     with torch.device("meta"):
         levels = _levels(timm.create_model(name, **options), config.dilated)
     missing = [level for level in config.levels if level not in levels]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
+
 class SwinBody(nn.Module):
     """images (B, 3, H, W) -> normed maps (B, H, W, C)."""
 
@@ -26,12 +27,12 @@ class SwinBody(nn.Module):
         return [norm(x) for norm, x in zip(self.norms, self.maps(images), strict=True)]
 
 
-class PaddedBlock(SwinTransformerBlock):  # type: ignore[misc]  # timm is not typed
+class PaddedBlock(SwinTransformerBlock):
     """Pads a map to whole windows before it shifts them; timm pads after, which is another function where it pads at all."""
 
     def _attn(self, x: Tensor) -> Tensor:
         """x (B, H, W, C) -> (B, H, W, C)."""
         height, width = x.shape[1:3]
         down, right = (-size % window for size, window in zip((height, width), self.window_size, strict=True))
-        attended: Tensor = super()._attn(F.pad(x, (0, 0, 0, right, 0, down)))
+        attended: Tensor = super()._attn(F.pad(x, (0, 0, 0, right, 0, down)))  # type: ignore[no-untyped-call]
         return attended[:, :height, :width]

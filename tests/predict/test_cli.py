@@ -119,7 +119,7 @@ def test_every_option_reaches_the_predictor(detr, pictures, monkeypatch):
         return iter(())
 
     monkeypatch.setattr(run_module.Predictor, "predict", predict)
-    flags = "--conf 0.6 --top 3 --classes 3,17 --max-size 640 --batch 4 --amp bf16 --tile 800 -r".split()
+    flags = ["--conf", "0.6", "--top", "3", "--classes", "3,17", "--max-size", "640", "--batch", "4", "--amp", "bf16", "--tile", "800", "-r"]
     assert detr(pictures, "--model", "detr", "--device", "cpu", *flags).code == 0
     del seen["on_failure"]
     assert seen == {

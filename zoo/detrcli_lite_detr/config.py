@@ -59,9 +59,8 @@ def schedule(
     was there before. Figure 2 of the paper draws one after the other.
     """
     updates = layers // blocks
-    block: tuple[Kind, ...] = (
-        ("high",) * (updates - 1) + ("full",) if reading == "released" else ("high",) * updates + ("low",)
-    )
+    high: tuple[Kind, ...] = ("high",)
+    block = (*high * (updates - 1), "full") if reading == "released" else (*high * updates, "low")
     return block * blocks
 
 
