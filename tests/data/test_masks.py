@@ -1,3 +1,5 @@
+"""Outlines of every kind, and how they travel with their objects."""
+
 from __future__ import annotations
 
 import json
@@ -47,8 +49,6 @@ def runs(mask: np.ndarray) -> dict:
         runs(drawn_square()),
         None,
         [],
-        [[1, 2]],
-        {"counts": [1], "size": [48, 64]},
     ],
 )
 def test_polygons_run_lengths_and_nothing_give_the_same_square(outline):
