@@ -41,7 +41,9 @@ def test_the_published_size():
     assert 58e6 <= resolve("dynamic_detr/r50").variant.params < 59e6
 
 
-@pytest.mark.parametrize(("epochs", "picked"), [(12, 12), (13, 12), (36, 36), (50, 50), (100, 50), (None, 12)])
+@pytest.mark.parametrize(
+    ("epochs", "picked"), [(12, 12), (13, 12), (36, 36), (50, 50), (100, 50), (None, 12)]
+)
 def test_epochs_pick_the_schedule(epochs, picked):
     plan = make_plan(Request(data="coco", model="dynamic_detr", epochs=epochs))
     lengths = {r.source: r.epochs for r in resolve("dynamic_detr").variant.recipes}
@@ -193,7 +195,9 @@ class Tuple(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize(("form", "opset", "operator"), [("auto", 20, "DeformConv"), ("grid_sample", 18, "GridSample")])
+@pytest.mark.parametrize(
+    ("form", "opset", "operator"), [("auto", 20, "DeformConv"), ("grid_sample", 18, "GridSample")]
+)
 def test_onnx_runtime_gives_the_same_answers(tmp_path, form, opset, operator):
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
