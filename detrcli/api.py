@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from detrcli.evaluate.run import EvalResult
     from detrcli.predict.result import Result
     from detrcli.predict.run import Options, Predictor
+    from detrcli.train.run import RunResult, Watcher
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]  # told the total, then the steps
 
