@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -45,7 +47,7 @@ def test_colours_are_stable_and_neighbours_differ():
     assert colour_of(1) == colour_of(1)
     colours = [colour_of(i) for i in range(91)]
     assert len(set(colours)) == 91
-    for a, b in zip(colours, colours[1:], strict=False):
+    for a, b in pairwise(colours):
         assert sum(abs(x - y) for x, y in zip(a, b, strict=True)) > 100
     assert all(abs(sum(ink_on(c)) / 3 - (0.3 * c[0] + 0.6 * c[1] + 0.1 * c[2])) > 90 for c in colours)
 

@@ -103,7 +103,7 @@ def test_the_size_that_the_model_sees_can_be_limited():
 def test_a_bad_picture_raises_or_is_told_and_passed_over(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     sources = [scene(), tmp_path / "bad.png", scene()]
-    with pytest.raises(ImageError, match="bad.png"):
+    with pytest.raises(ImageError, match=r"bad\.png"):
         list(spotter().predict(sources))
     told = []
     results = list(spotter().predict(sources, on_failure=told.append))

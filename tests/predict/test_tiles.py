@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,7 +28,7 @@ def test_tiles_cover_the_picture_overlap_and_stay_inside(height, width, tile):
         assert all(0 <= s <= max(0, length - tile) for s in starts)
         if tiles:
             assert starts[-1] + min(tile, length) == length
-        steps = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+        steps = [b - a for a, b in pairwise(starts)]
         assert all(step <= tile * (1 - OVERLAP) + 1 for step in steps)
 
 
