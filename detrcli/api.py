@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
 if TYPE_CHECKING:
     from detrcli.data.annotations import Dataset
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from detrcli.evaluate.coco import Backend
     from detrcli.evaluate.run import EvalResult
     from detrcli.predict.result import Result
-    from detrcli.predict.run import Predictor
+    from detrcli.predict.run import Options, Predictor
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]  # told the total, then the steps
 
@@ -23,9 +23,12 @@ def load(
     model: str | None = None, *, weights: str | os.PathLike[str] | None = None, device: str | None = None
 ) -> Predictor:
     """A model ready to predict: `FAMILY[/VARIANT]` with the named weights, or with the best there are for it."""
-    from detrcli.predict.load import load as load_predictor
+    from detrcli.weights.resolve import choose
 
-    return load_predictor(model, None if weights is None else os.fspath(weights), device)
+    choice = choose(model, None if weights is None else os.fspath(weights))
+    from detrcli.predict.load import load as load_choice
+
+    return load_choice(choice, device)
 
 
 def predict(
@@ -34,7 +37,7 @@ def predict(
     *,
     weights: str | os.PathLike[str] | None = None,
     device: str | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Iterator[Result]:
     """The objects in each picture, one result at a time; options are those of `Predictor.predict`."""
     return load(model, weights=weights, device=device).predict(sources, **options)
@@ -47,7 +50,7 @@ class Evaluation:
     data: str | Dataset
     model: str | None
     weights: str | None
-    split: str
+    split: str | None
     data_root: str | None
     batch_size: int | None
     workers: int
@@ -63,7 +66,7 @@ def evaluate(
     model: str | None = None,
     *,
     weights: str | os.PathLike[str] | None = None,
-    split: str = "val",
+    split: str | None = None,
     data_root: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
     workers: int = 0,
@@ -76,7 +79,7 @@ def evaluate(
 ) -> EvalResult:
     """The twelve COCO numbers of a model on a data set (`.metrics`), its classes and its detections.
 
-    `batch_size` is by default 1, or what the model insists on. With `devices` the images are shared by so many processes;
+    `split` is by default the one to validate on, `batch_size` 1, or what the model insists on. With `devices` the images are shared by so many processes;
     the numbers are the same. Where torchrun or SLURM has started several processes, each calls this and gets the result.
     """
     from detrcli import launch
@@ -103,18 +106,15 @@ def evaluate(
 
 def _evaluate(request: Evaluation) -> EvalResult:
     from contextlib import nullcontext
-    from pathlib import Path
 
     from detrcli import distributed
-    from detrcli.data import catalog
     from detrcli.evaluate.run import evaluate as run
-    from detrcli.predict.load import load as load_predictor
+    from detrcli.evaluate.truth import load_truth
 
     dataset = request.data
     if isinstance(dataset, str):
-        root = None if request.data_root is None else Path(request.data_root)
-        dataset = catalog.resolve(dataset, request.split, root)
-    predictor = load_predictor(request.model, request.weights, _device_of_rank(request.device))
+        dataset = load_truth(dataset, request.split, request.data_root)
+    predictor = load(request.model, weights=request.weights, device=_device_of_rank(request.device))
     total = min(request.limit or len(dataset), len(dataset))
     shown = request.progress if distributed.is_main() else None
     with shown(total) if shown else nullcontext() as advance:
