@@ -218,6 +218,7 @@ def test_a_defect_in_a_worker_is_not_taken_for_its_death(workers):
 
 
 GROWTH = """
+import multiprocessing
 from pathlib import Path
 from detrcli.data.loader import train_loader
 from detrcli.data.shapes import load_shapes
