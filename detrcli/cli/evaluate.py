@@ -107,9 +107,7 @@ def _score_model(data: str, model: str | None, weights: str | None, **options: A
             f"{choice.model.name} saw no padding in training: batches of {only}; --batch-size changes that"
         )
     from detrcli.api import evaluate as run
-    from detrcli.nn.inference import keep_freed_memory
 
-    keep_freed_memory()
     return run(data, model, weights=weights, progress=_progress, **options)
 
 

@@ -125,10 +125,8 @@ def _load(model: str | None, weights: str | None, device: str | None) -> Predict
 
     choice = choose(model, weights)
     console.note(f"{choice.model.name}: {choice.why}")
-    from detrcli.nn.inference import keep_freed_memory
     from detrcli.predict.load import load
 
-    keep_freed_memory()
     return load(choice, device)
 
 

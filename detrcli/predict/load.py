@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from detrcli.nn.inference import choose_device, ready
+from detrcli.nn.inference import choose_device
+from detrcli.nn.speed import fastest
 from detrcli.predict.run import Predictor
 from detrcli.weights.opened import open_weights
 from detrcli.weights.resolve import Choice
@@ -18,7 +19,7 @@ def load(choice: Choice, device: str | None = None) -> Predictor:
     return Predictor(
         name=opened.model.name,
         weights=choice.why,
-        model=ready(opened.module, place),
+        model=fastest(opened.module.to(place)),
         categories=opened.categories,
         preprocess=opened.preprocess,
         postprocess=partial(family.postprocess, config),
