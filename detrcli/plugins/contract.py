@@ -151,7 +151,7 @@ class Family(Generic[C]):
     key_maps: Mapping[str, Callable[[C], KeyMap]] = field(
         default_factory=dict
     )  # foreign layout -> map to our names
-    needs: frozenset[Need] = frozenset()  # targets beyond boxes and labels
+    needs: Callable[[C], frozenset[Need]] = lambda config: frozenset()  # targets beyond boxes and labels
     takes_targets: bool = (
         False  # while training, forward(images, mask, targets): denoising queries are made of them
     )

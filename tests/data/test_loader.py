@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import pickle
 import signal
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detrcli.data.catalog import resolve
-from detrcli.data.loader import EpochSampler, Shard, collate, eval_loader, train_loader
+from detrcli.data.loader import Samples, collate, eval_loader, train_loader
+from detrcli.data.sampler import EpochSampler, Shard
 from detrcli.data.shapes import load_shapes
 from detrcli.data.transforms import normalise, training
 from detrcli.errors import DetrError, ImageError
@@ -74,6 +76,19 @@ def test_the_number_of_workers_changes_nothing(coco_folder):
     rest = list(parallel.epoch(1, start=2))  # as after a resume
     assert len(rest) == 2
     assert all(map(same, expected[2:], rest))
+
+
+@pytest.mark.parametrize("kind", ["detr", "flip", "none"])
+def test_what_workers_hold_survives_pickling(coco_folder, kind):
+    """As it must where processes are spawned."""
+    for dataset in (
+        load_shapes(count=4),
+        resolve(str(coco_folder), "train"),
+        load_shapes(count=9).select([8, 1]),
+    ):
+        samples = Samples(dataset, training(kind, TINY), seed=3)
+        copy = pickle.loads(pickle.dumps(samples))
+        assert same(samples[[(2, 1), (2, 0)]].batch, copy[[(2, 1), (2, 0)]].batch)
 
 
 def test_epochs_and_seeds_differ():
@@ -184,6 +199,21 @@ def test_the_death_of_a_worker_is_survived_once_and_then_named(tmp_path, times):
         with pytest.raises(DetrError, match=r"died twice .* while reading 000006\.png"):
             seen += [image for batch in batches for image in batch.image_ids]
     assert signal.getsignal(signal.SIGCHLD) == before
+
+
+@dataclasses.dataclass(frozen=True)
+class Faulty:
+    """Pictures with a programming error in their reader."""
+
+    def read(self, index, name, size):
+        raise RuntimeError("a defect of the reader")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_defect_in_a_worker_is_not_taken_for_its_death(workers):
+    dataset = dataclasses.replace(load_shapes(count=4), pictures=Faulty())
+    with pytest.raises(RuntimeError, match="a defect of the reader"):
+        list(eval_loader(dataset, TINY, workers=workers))
 
 
 def test_memory_does_not_grow_over_epochs_with_workers():

@@ -98,7 +98,10 @@ def test_broken_pictures_are_named_with_the_reason(tmp_path, name):
         list(spotter().predict(path))
 
 
-@given(st.binary(max_size=300), st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0"]))
+@given(
+    st.binary(max_size=300),
+    st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0"]),
+)
 @settings(max_examples=150, deadline=None)
 def test_any_bytes_are_a_picture_or_our_error(data, magic):
     with contextlib.suppress(ImageError):
@@ -200,7 +203,11 @@ def test_what_may_not_be_read_is_said():
         with as_nobody():
             sources = [f"{base}/inner/locked", f"{base}/inner", f"{base}/locked.png"]
             assert list(spotter().predict(sources, recursive=True, on_failure=told.append)) == []
-        assert [f.source.removeprefix(base) for f in told] == ["/inner/locked", "/inner/locked", "/locked.png"]
+        assert [f.source.removeprefix(base) for f in told] == [
+            "/inner/locked",
+            "/inner/locked",
+            "/locked.png",
+        ]
         assert all("permission denied" in f.reason for f in told)
         (Path(base) / "inner" / "locked").chmod(0o700)
 
