@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detrcli.boxes import cxcywh_to_xyxy, iou
 from detrcli.errors import CheckpointError, UsageError
+from detrcli.nn import matcher
 from detrcli.plugins.registry import Model, resolve
 from detrcli.train.optim import parameter_groups
 from detrcli.types import Output, Target
@@ -232,6 +233,16 @@ def test_no_objects_or_more_than_queries_train(counts: tuple[int, ...]) -> None:
     losses.total.backward()
     assert losses.total.isfinite()
     assert {"ce", "bbox_0", "giou_enc", "ce_enc"} <= losses.terms.keys()
+
+
+def test_more_objects_than_queries_are_noted_once(caplog: pytest.LogCaptureFixture) -> None:
+    matcher._note_more_objects.cache_clear()
+    module, (images, mask) = model("plain"), pictures((64, 64))
+    for _ in range(2):
+        criterion()(module(images, mask), [objects(12)])
+    (note,) = caplog.messages
+    assert "10 queries" in note
+    assert "model.num_queries" in note
 
 
 def test_one_picture_is_learnt_by_heart() -> None:
