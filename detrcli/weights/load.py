@@ -125,17 +125,11 @@ def load_state(
     values = mapped.tensors
     if classes is not None and classes[0] != classes[1]:
         values, report = _remake(module, mapped, report, _class_heads(family, config), classes)
-<<<<<<< HEAD
     odd = report.missing + report.unexpected
     if report.reshaped or not all(may_differ and re.search(may_differ, name) for name in odd):
-        raise _misfit(report, family, source)
+        raise _misfit(report, family, source, _owner(tensors, family))
     extra = {name for name in values if name not in module.state_dict()} if odd else set()
     module.load_state_dict({n: x for n, x in values.items() if n not in extra}, strict=not odd)
-=======
-    if report.problems:
-        raise _misfit(report, family, source, _owner(tensors, family))
-    module.load_state_dict(values, strict=True)
->>>>>>> deformable
     return report
 
 
