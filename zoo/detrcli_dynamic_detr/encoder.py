@@ -115,7 +115,8 @@ class DynamicEncoderLayer(nn.Module):
     def _coarser(self, x: Tensor, sampling: Sampling) -> Tensor:
         size = sampling[0].shape[-2:]
         if self.order == "upsample_first":
-            return self.coarser(_resize(x, size, align=True), sampling)
+            answer: Tensor = self.coarser(_resize(x, size, align=True), sampling)
+            return answer
         offset, mask = (_resize(part, x.shape[-2:], align=False) for part in sampling)
         return _resize(self.coarser(x, (offset, mask)), size, align=True)
 
