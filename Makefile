@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 OPS    := $(VENV)/.ops
-DEMO   ?= detr/tiny
+DEMO   ?= lite_deformable/tiny
 
 .PHONY: help install demo test lint docs bench clean
 help:            ## what there is
@@ -25,8 +25,18 @@ $(OPS): $(READY) $(shell find detrcli_ops/csrc detrcli_ops/src detrcli_ops/pypro
 	else echo "no C++ compiler: the operators run in plain torch"; fi
 	touch $@
 
-demo: install    ## train, evaluate and predict on pictures drawn for the purpose; about three minutes
-	$(BIN)/python -m tests.demo --model $(DEMO)
+demo: install    ## train, evaluate and predict on drawn pictures; about three minutes
+	$(BIN)/detr train shapes --model $(DEMO)
+	$(BIN)/detr eval shapes --model $(DEMO)
+	@test -d runs/pictures || $(BIN)/detr --quiet data shapes runs/pictures --train 1 --val 12
+	$(BIN)/detr predict runs/pictures/val --model $(DEMO)
+	@echo
+	@echo "The pictures with what was found are in the folder named last. Try next:"
+	@echo "  . $(BIN)/activate"
+	@echo "  detr predict PICTURE --model $(DEMO)      any picture of yours"
+	@echo "  detr train FOLDER --model $(DEMO)         your own data, see docs/data.md"
+	@echo "  detr profile --model $(DEMO) --by-part    what it costs"
+	@echo "  detr zoo list                             what else there is"
 
 test: install    ## everything
 	$(BIN)/python -m pytest -n 2

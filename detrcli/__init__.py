@@ -18,8 +18,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 import detrcli.evaluate
-import detrcli.predict  # noqa: F401  # empty packages; imported first, they leave their names to the verbs
-from detrcli.api import evaluate, load, predict
+import detrcli.predict
+import detrcli.train  # noqa: F401  # empty packages; imported first, they leave their names to the verbs
+from detrcli.api import evaluate, load, predict, train
 from detrcli.version import __version__
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _HOMES = {
     "load_weights": "detrcli.models",
 }
 
-__all__ = ["__version__", "create_model", "evaluate", "list_models", "load", "load_weights", "predict"]
+__all__ = ["__version__", "create_model", "evaluate", "list_models", "load", "load_weights", "predict", "train"]
 
 
 def __getattr__(name: str) -> Any:

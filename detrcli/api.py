@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 if TYPE_CHECKING:
     from detrcli.data.annotations import Dataset
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from detrcli.evaluate.run import EvalResult
     from detrcli.predict.result import Result
     from detrcli.predict.run import Options, Predictor
+    from detrcli.train.run import RunResult, Watcher
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]  # told the total, then the steps
 
@@ -41,6 +42,27 @@ def predict(
 ) -> Iterator[Result]:
     """The objects in each picture, one result at a time; options are those of `Predictor.predict`."""
     return load(model, weights=weights, device=device).predict(sources, **options)
+
+
+def train(
+    data: str | os.PathLike[str],
+    model: str,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    watch: Watcher | None = None,
+    **options: Any,
+) -> RunResult:
+    """Train a model into a new run folder; options are the fields of `detrcli.train.plan.Request`.
+
+    `watch` is told of each step and evaluation; `result.folder` holds weights, metrics and settings.
+    """
+    from pathlib import Path
+
+    from detrcli.train.plan import Request
+    from detrcli.train.run import train as run
+
+    request = Request(data=os.fspath(data), model=model, **options)
+    return run(request, out=None if out is None else Path(out), watch=watch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,13 +22,17 @@ def softmax_best(output: Output, sizes: Tensor) -> list[Detections]:
 
 def sigmoid_topk(output: Output, sizes: Tensor, top: int = 100) -> list[Detections]:
     """Deformable models: the `top` best (query, class) pairs; a query may answer with several classes."""
-    classes = output.logits.shape[-1]
-    flat = output.logits.float().sigmoid().flatten(1)
-    scores, index = flat.topk(min(top, flat.shape[1]), dim=1)
-    boxes = _pixels(output.boxes, sizes)
+    return best_pairs(output.logits.float().sigmoid(), output.boxes, sizes, top)
+
+
+def best_pairs(scores: Tensor, boxes: Tensor, sizes: Tensor, top: int = 100) -> list[Detections]:
+    """The `top` best (query, class) pairs by score (B, Q, K), with the boxes (B, Q, 4) of their queries."""
+    classes = scores.shape[-1]
+    flat = scores.flatten(1)
+    best, index = flat.topk(min(top, flat.shape[1]), dim=1)
     return [
         Detections(score, i % classes, box[torch.div(i, classes, rounding_mode="floor")])
-        for score, i, box in zip(scores, index, boxes, strict=True)
+        for score, i, box in zip(best, index, _pixels(boxes, sizes), strict=True)
     ]
 
 

@@ -11,6 +11,7 @@ workers map instead of copying.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -277,6 +278,7 @@ class Dataset:
                     "area": float(a.areas[r]),
                     "iscrowd": int(a.crowd[r]),
                 }
+                | ({} if a.segments is None else {"segmentation": json.loads(a.segments[r])})
                 for r in range(len(a.ids))
             ],
             "categories": [{"id": i, "name": name} for i, name in zip(owner.ids, owner.names, strict=True)],

@@ -110,7 +110,7 @@ def _shapes(name: str) -> Source:
     shapes.preset_named(preset)
 
     def loader(split: str) -> Loader:
-        return lambda options: shapes.load_shapes(preset, split)
+        return lambda options: shapes.load_shapes(preset, split, masks=options.masks)
 
     return Source(name, "shapes", {split: loader(split) for split in SPLITS})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from detrcli.data.annotations import Annotations, Objects
+from detrcli.errors import DataError
 
 Size = tuple[int, int]  # height, width
 
@@ -20,24 +22,39 @@ def masks_of(annotations: Annotations, objects: Objects, size: Size) -> Tensor |
     """(T, H, W) uint8, or None where the data set was loaded without outlines."""
     if annotations.segments is None:
         return None
-    outlines = [json.loads(text) for text in annotations.segments[objects.rows]]
-    masks = np.zeros((len(outlines), *size), np.uint8)
-    for mask, outline, box in zip(masks, outlines, objects.boxes, strict=True):
-        mask[...] = draw(outline, box, size)
+    masks = np.zeros((len(objects.boxes), *size), np.uint8)
+    for mask, row, box in zip(
+        masks, range(objects.rows.start, objects.rows.stop), objects.boxes, strict=True
+    ):
+        drawn = draw(json.loads(annotations.segments[row]), box, size)
+        if drawn is None:
+            raise DataError(
+                f"annotation {annotations.ids[row]}: its segmentation does not decode for a picture of {size[1]}x{size[0]}",
+                hint="mend it, or remove it: then the box stands for the mask",
+            )
+        mask[...] = drawn
     return torch.from_numpy(masks)
 
 
-def draw(outline: Any, box: npt.NDArray[Any], size: Size) -> npt.NDArray[np.uint8]:
-    """One mask (H, W). An object without an outline that can be drawn is its box."""
+def without_outline(annotations: Annotations) -> int:
+    """How many objects have none (null or an empty list), so that their boxes stand for them."""
+    if annotations.segments is None:
+        return len(annotations.ids)
+    return int((np.diff(annotations.segments.ends, prepend=0) <= len("null")).sum())
+
+
+def draw(outline: Any, box: Sequence[float] | npt.NDArray[Any], size: Size) -> npt.NDArray[np.uint8] | None:
+    """One mask (H, W) of polygons or RLE; without an outline, of the box; None for an outline that means nothing."""
+    if not outline:
+        x, y, w, h = map(float, box)
+        return _fill([[x, y, x + w, y, x + w, y + h, x, y + h]], size)
     runs = _runs(outline, size)
     if runs is not None:
         flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
         return np.asarray(flat.reshape(size, order="F"), np.uint8)
-    polygons = [p for p in outline if _is_polygon(p)] if isinstance(outline, list) else []
-    if not polygons:
-        x, y, w, h = box
-        polygons = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-    return _fill(polygons, size)
+    if isinstance(outline, list) and all(_is_polygon(points) for points in outline):
+        return _fill(outline, size)
+    return None
 
 
 def _fill(polygons: list[list[float]], size: Size) -> npt.NDArray[np.uint8]:

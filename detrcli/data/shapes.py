@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import colorsys
 import functools
+import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,9 +85,14 @@ class Shapes:
 
 
 def load_shapes(
-    preset: str = "easy", split: str = "train", *, count: int | None = None, seed: int = 0
+    preset: str = "easy",
+    split: str = "train",
+    *,
+    count: int | None = None,
+    seed: int = 0,
+    masks: bool = False,
 ) -> Dataset:
-    """The data set in memory. `count` pictures, by default the preset's number for the split."""
+    """The data set in memory. `count` pictures, by default the preset's number for the split; `masks` adds outlines."""
     chosen = preset_named(preset)
     if split not in SPLITS:
         raise unknown("split of shapes:", split, SPLITS)
@@ -93,9 +100,8 @@ def load_shapes(
         raise UsageError(f"a data set needs at least one picture (count given: {count})")
     pictures = Shapes(chosen, SPLITS[split], seed)
     name = "shapes" if preset == "easy" else f"shapes:{preset}"
-    return Dataset(
-        name, split, CATEGORIES, _annotate(pictures, count or dict(chosen.counts)[split]), pictures
-    )
+    annotations = _annotate(pictures, count or dict(chosen.counts)[split], masks)
+    return Dataset(name, split, CATEGORIES, annotations, pictures)
 
 
 def preset_named(name: str) -> Preset:
@@ -105,14 +111,34 @@ def preset_named(name: str) -> Preset:
 
 
 @functools.lru_cache(maxsize=8)
-def _annotate(pictures: Shapes, count: int) -> Annotations:
-    builder, size = Builder(), pictures.preset.size
+def _annotate(pictures: Shapes, count: int, masks: bool) -> Annotations:
+    builder, size = Builder(segments_wanted=masks), pictures.preset.size
     for index in range(count):
         image = builder.image(index + 1, f"{index + 1:06d}.png", size, size)
         for thing in pictures.things(index):
             area = float(_coverage(thing.label, thing.side).sum())
-            builder.add(image, len(builder.rows) + 1, thing.label, thing.box, area=area)
+            segment = json.dumps([_outline(thing)]) if masks else "null"
+            builder.add(image, len(builder.rows) + 1, thing.label, thing.box, area=area, segment=segment)
     return builder.build()
+
+
+def _outline(thing: Thing) -> list[float]:
+    """The polygon that the shape fills: x, y, x, y, …"""
+    corners = _CORNERS[CATEGORIES.names[thing.label]]
+    return [
+        round(start + thing.side * at, 2)
+        for x, y in corners
+        for start, at in ((thing.left, x), (thing.top, y))
+    ]
+
+
+_CORNERS = {
+    "circle": [
+        (0.5 + 0.5 * math.cos(a * math.pi / 16), 0.5 + 0.5 * math.sin(a * math.pi / 16)) for a in range(32)
+    ],
+    "square": [(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)],
+    "triangle": [(0.5, 0.0), (1.0, 1.0), (0.0, 1.0)],
+}
 
 
 def write_shapes(
@@ -120,7 +146,10 @@ def write_shapes(
 ) -> dict[str, Dataset]:
     """Write train and val as a COCO folder."""
     counts = {"train": train, "val": val}
-    splits = {split: load_shapes(preset, split, count=count, seed=seed) for split, count in counts.items()}
+    splits = {
+        split: load_shapes(preset, split, count=count, seed=seed, masks=True)
+        for split, count in counts.items()
+    }
     write_coco(splits, out)
     return splits
 

@@ -18,6 +18,7 @@ from detrcli import distributed, runs
 from detrcli.data import catalog
 from detrcli.data.annotations import Dataset
 from detrcli.data.loader import Batches, train_loader
+from detrcli.data.masks import without_outline
 from detrcli.data.transforms import training
 from detrcli.errors import DataError, DetrError
 from detrcli.evaluate.run import EvalResult, evaluate
@@ -28,7 +29,7 @@ from detrcli.train.optim import build_optimizer, rate_at
 from detrcli.train.plan import Plan, Request, make_plan
 from detrcli.train.record import Record, read_plan, read_state
 from detrcli.types import Batch
-from detrcli.weights.load import load_weights
+from detrcli.weights.warm import told, warm_start
 
 
 class Watcher(Protocol):
@@ -99,7 +100,7 @@ def resume(folder: Path, *, watch: Watcher | None = None) -> RunResult:
 def _prepare(plan: Plan, folder: Path) -> Job:
     model = resolve(plan.model).configured(plan.config)
     root = Path(plan.data_root) if plan.data_root else None
-    masks = "masks" in model.family.needs
+    masks = "masks" in model.family.needs(model.config)
     source = catalog.find(plan.data, root)
     dataset = catalog.resolve(plan.data, "train", root, masks=masks)
     val = catalog.resolve(plan.data, "val", root) if "val" in source.splits else None
@@ -124,17 +125,28 @@ def _prepare(plan: Plan, folder: Path) -> Job:
     net = model.build(len(dataset.categories)).to(plan.device)
     record = Record(folder, plan, dataset.categories)
     job = Job(plan, model, net, build_optimizer(net, plan.recipe), loader, val, record)
+    if masks:
+        job.notes += _about_masks(dataset)
     if val is None:
         job.notes.append("no validation split: nothing is scored, the last weights count as the best")
     return job
 
 
+def _about_masks(dataset: Dataset) -> list[str]:
+    boxed = without_outline(dataset.annotations)
+    if boxed == 0:
+        return []
+    return [
+        f"{boxed} of {len(dataset.annotations.ids)} objects have no segmentation: their masks are their boxes"
+    ]
+
+
 def _initialise(job: Job) -> list[str]:
     """Starting weights: a checkpoint if named, else ImageNet's for the backbone if the variant has some."""
     if job.plan.weights:
-        report = load_weights(job.net, job.plan.weights, job.model, classes=job.record.categories)
-        remade = f", {len(report.remade)} class rows made anew" if report.remade else ""
-        return [f"weights from {job.plan.weights}: {len(report.kept)} tensors kept{remade}"]
+        report = warm_start(job.net, job.plan.weights, job.model, classes=job.record.categories)
+        taken, *rest = told(report)
+        return [f"weights from {job.plan.weights}: {taken}", *rest]
     for module in job.net.modules():
         if isinstance(module, Backbone) and module.config.pretrained:
             module.load_pretrained()

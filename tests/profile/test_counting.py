@@ -14,9 +14,9 @@ from torchvision.ops import deform_conv2d, roi_align
 
 from detrcli.errors import UsageError
 from detrcli.plugins import models, resolve
-from detrcli.profiling import run as profiling
-from detrcli.profiling.counting import count
-from detrcli.profiling.run import against_published, coco100_sizes, parse_size, profile
+from detrcli.profile import run as profiling
+from detrcli.profile.counting import count
+from detrcli.profile.run import against_published, coco100_sizes, parse_size, profile
 
 H, W = 48, 64
 

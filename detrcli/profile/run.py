@@ -16,7 +16,7 @@ from torch import nn
 
 from detrcli.errors import UsageError
 from detrcli.plugins import Model
-from detrcli.profiling.counting import Counts, count
+from detrcli.profile.counting import Counts, count
 
 Size = tuple[int, int]  # height, width
 COCO100 = "coco100"
