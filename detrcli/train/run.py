@@ -150,7 +150,7 @@ def _initialise(job: Job) -> list[str]:
     for module in job.net.modules():
         if isinstance(module, Backbone) and module.config.pretrained:
             module.load_pretrained()
-            return [f"backbone starts from {module.config.pretrained}"]
+            return [f"backbone starts from {module.config.starts_from}"]
     return ["all weights start from nothing"]
 
 
