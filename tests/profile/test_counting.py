@@ -44,7 +44,11 @@ class Wrap(nn.Module):
             lambda m, x: m(x[0], x[0], x[0]),
             3 * (4 * H * W * W + 2 * H * H * W),
         ),
-        (nn.Identity(), lambda m, x: F.grid_sample(x, x.new_empty(1, 5, 7, 2)), 4 * 3 * 5 * 7),
+        (
+            nn.Identity(),
+            lambda m, x: F.grid_sample(x, x.new_empty(1, 5, 7, 2), align_corners=False),
+            4 * 3 * 5 * 7,
+        ),
         (
             nn.Identity(),
             lambda m, x: roi_align(x, x.new_empty(9, 5), (7, 7), sampling_ratio=2),

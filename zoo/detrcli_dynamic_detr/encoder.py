@@ -107,7 +107,7 @@ class DynamicEncoderLayer(nn.Module):
         return branches
 
     def sampling(self, x: Tensor) -> Sampling:
-        code = self.offset(x)
+        code: Tensor = self.offset(x)
         # A NaN would be an address outside the map; the mask, which is NaN then too, carries it on to the loss.
         offset = code[:, : 2 * TAPS].nan_to_num(0.0)
         return offset, code[:, 2 * TAPS :].sigmoid()
