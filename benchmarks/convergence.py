@@ -103,8 +103,8 @@ def page(curves: list[Curve], epochs: int, seeds: list[int], command: str) -> st
 
 # How fast the models learn
 
-Every tiny model on the same 2,000 drawn pictures (`shapes`), {epochs} epochs of 125 steps of 16, seed{"s" if len(seeds) > 1 else ""}
-{", ".join(map(str, seeds))}; scored on 200 other pictures after each epoch. Each model has its own recipe, stretched to the same epochs.
+Every tiny model on the same 2,000 drawn pictures (`shapes`), {epochs} epochs of 125 steps of 16, seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))};
+scored on 200 other pictures after each epoch. Each model has its own recipe, stretched to the same epochs.
 These are small models on an easy task: the order is telling, the numbers say nothing about COCO.
 
 ![AP50 over epochs](images/convergence.svg)
