@@ -17,20 +17,31 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import detrcli.evaluate
+import detrcli.predict
+import detrcli.train  # noqa: F401  # empty packages; imported first, they leave their names to the verbs
+from detrcli.api import evaluate, load, predict, train
 from detrcli.version import __version__
 
 if TYPE_CHECKING:
-    from detrcli.api import load
     from detrcli.models import create_model, list_models, load_weights
 
 _HOMES = {
     "create_model": "detrcli.models",
     "list_models": "detrcli.models",
-    "load": "detrcli.api",
     "load_weights": "detrcli.models",
 }
 
-__all__ = ["__version__", "create_model", "list_models", "load", "load_weights"]
+__all__ = [
+    "__version__",
+    "create_model",
+    "evaluate",
+    "list_models",
+    "load",
+    "load_weights",
+    "predict",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

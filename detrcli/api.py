@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 if TYPE_CHECKING:
     from detrcli.data.annotations import Dataset
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from detrcli.evaluate.coco import Backend
     from detrcli.evaluate.run import EvalResult
     from detrcli.predict.result import Result
-    from detrcli.predict.run import Predictor
+    from detrcli.predict.run import Options, Predictor
+    from detrcli.train.run import RunResult, Watcher
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]  # told the total, then the steps
 
@@ -23,9 +24,12 @@ def load(
     model: str | None = None, *, weights: str | os.PathLike[str] | None = None, device: str | None = None
 ) -> Predictor:
     """A model ready to predict: `FAMILY[/VARIANT]` with the named weights, or with the best there are for it."""
-    from detrcli.predict.load import load as load_predictor
+    from detrcli.weights.resolve import choose
 
-    return load_predictor(model, None if weights is None else os.fspath(weights), device)
+    choice = choose(model, None if weights is None else os.fspath(weights))
+    from detrcli.predict.load import load as load_choice
+
+    return load_choice(choice, device)
 
 
 def predict(
@@ -34,10 +38,31 @@ def predict(
     *,
     weights: str | os.PathLike[str] | None = None,
     device: str | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Iterator[Result]:
     """The objects in each picture, one result at a time; options are those of `Predictor.predict`."""
     return load(model, weights=weights, device=device).predict(sources, **options)
+
+
+def train(
+    data: str | os.PathLike[str],
+    model: str,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    watch: Watcher | None = None,
+    **options: Any,
+) -> RunResult:
+    """Train a model into a new run folder; options are the fields of `detrcli.train.plan.Request`.
+
+    `watch` is told of each step and evaluation; `result.folder` holds weights, metrics and settings.
+    """
+    from pathlib import Path
+
+    from detrcli.train.plan import Request
+    from detrcli.train.run import train as run
+
+    request = Request(data=os.fspath(data), model=model, **options)
+    return run(request, out=None if out is None else Path(out), watch=watch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +72,7 @@ class Evaluation:
     data: str | Dataset
     model: str | None
     weights: str | None
-    split: str
+    split: str | None
     data_root: str | None
     batch_size: int | None
     workers: int
@@ -63,7 +88,7 @@ def evaluate(
     model: str | None = None,
     *,
     weights: str | os.PathLike[str] | None = None,
-    split: str = "val",
+    split: str | None = None,
     data_root: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
     workers: int = 0,
@@ -76,7 +101,7 @@ def evaluate(
 ) -> EvalResult:
     """The twelve COCO numbers of a model on a data set (`.metrics`), its classes and its detections.
 
-    `batch_size` is by default 1, or what the model insists on. With `devices` the images are shared by so many processes;
+    `split` is by default the one to validate on, `batch_size` 1, or what the model insists on. With `devices` the images are shared by so many processes;
     the numbers are the same. Where torchrun or SLURM has started several processes, each calls this and gets the result.
     """
     from detrcli import launch
@@ -103,18 +128,15 @@ def evaluate(
 
 def _evaluate(request: Evaluation) -> EvalResult:
     from contextlib import nullcontext
-    from pathlib import Path
 
     from detrcli import distributed
-    from detrcli.data import catalog
     from detrcli.evaluate.run import evaluate as run
-    from detrcli.predict.load import load as load_predictor
+    from detrcli.evaluate.truth import load_truth
 
     dataset = request.data
     if isinstance(dataset, str):
-        root = None if request.data_root is None else Path(request.data_root)
-        dataset = catalog.resolve(dataset, request.split, root)
-    predictor = load_predictor(request.model, request.weights, _device_of_rank(request.device))
+        dataset = load_truth(dataset, request.split, request.data_root)
+    predictor = load(request.model, weights=request.weights, device=_device_of_rank(request.device))
     total = min(request.limit or len(dataset), len(dataset))
     shown = request.progress if distributed.is_main() else None
     with shown(total) if shown else nullcontext() as advance:

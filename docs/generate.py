@@ -1,4 +1,4 @@
-"""Writes the pages that come from the program: the command reference and the table of models.
+"""Writes the pages that come from the program: the command reference and the table of models; links papers' pages into them.
 
 python docs/generate.py            rewrite them
 python docs/generate.py --check    exit 1 when one is out of date
@@ -77,6 +77,14 @@ def _weights(model: Model) -> str:
 PAGES = {"cli.md": commands, "zoo.md": zoo}
 
 
+def unlinked() -> dict[Path, Path]:
+    """Pages that their paper's package does not carry yet (`detr zoo info` shows them): link -> page."""
+    packages = {m.family.name: m.found.entry_point.module.partition(".")[0] for m in models()}
+    pages = [page for page in sorted((HERE / "models").glob("*.md")) if page.stem in packages]
+    links = {HERE.parent / "zoo" / packages[page.stem] / page.name: page for page in pages}
+    return {link: page for link, page in links.items() if not link.exists()}
+
+
 def main() -> int:
     stale = [
         name
@@ -86,7 +94,11 @@ def main() -> int:
     if "--check" in sys.argv:
         for name in stale:
             sys.stderr.write(f"docs/{name} is out of date: make docs\n")
-        return bool(stale)
+        for link in unlinked():
+            sys.stderr.write(f"{link} is missing: make docs\n")
+        return bool(stale or unlinked())
+    for link, page in unlinked().items():
+        link.symlink_to(Path("..", "..", "docs", "models", page.name))
     for name in stale:
         (HERE / name).write_text(PAGES[name]())
     return 0

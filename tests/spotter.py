@@ -79,6 +79,12 @@ def scene(size=(320, 240), spots=((20, 30, 80, 90, RED), (150, 100, 250, 160, BL
 def scatter(size, count, side, seed=0):
     """Spots of one size that do not touch."""
     rng = np.random.default_rng(seed)
-    cells = [(x, y) for x in range(side, size[0] - 2 * side, 3 * side) for y in range(side, size[1] - 2 * side, 3 * side)]
+    cells = [
+        (x, y)
+        for x in range(side, size[0] - 2 * side, 3 * side)
+        for y in range(side, size[1] - 2 * side, 3 * side)
+    ]
     chosen = rng.permutation(len(cells))[:count]
-    return tuple((*cells[i], cells[i][0] + side, cells[i][1] + side, (RED, BLUE)[k % 2]) for k, i in enumerate(chosen))
+    return tuple(
+        (*cells[i], cells[i][0] + side, cells[i][1] + side, (RED, BLUE)[k % 2]) for k, i in enumerate(chosen)
+    )

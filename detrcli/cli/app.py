@@ -6,15 +6,29 @@ import os
 import signal
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from detrcli.cli import console
 from detrcli.errors import DetrError
 from detrcli.version import __version__
 
+
+class _Shell(TyperGroup):
+    """Ends quietly when the reader of stdout has gone, which is no failure of ours; typer's own answer is exit code 1."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+
+
 app = typer.Typer(
+    cls=_Shell,
     name="detr",
     help="Detection transformers: train, evaluate, predict and profile with DETR and the papers that followed.",
     no_args_is_help=True,
@@ -73,9 +87,6 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:  # the reader of stdout has gone; that is no failure of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except Exception as error:
         if console.settings.debug:
             raise

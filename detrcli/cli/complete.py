@@ -13,5 +13,11 @@ def model_names(incomplete: str) -> list[str]:
 
 
 def data_names(incomplete: str) -> list[str]:
-    """Built-in data sets; the shell completes paths itself."""
-    return [name for name in ("coco", "shapes", "shapes:hard") if name.startswith(incomplete)]
+    """Built-in and registered data sets; the shell completes paths itself."""
+    from detrcli.data.places import names
+    from detrcli.errors import DetrError
+
+    try:
+        return [name for name in names() if name.startswith(incomplete)]
+    except DetrError:  # a broken datasets.toml; the command itself will say so
+        return []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from detrcli.cli import console
+from detrcli.cli.complete import data_names
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,16 +22,11 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Check, show, convert, split and make data sets.", no_args_is_help=True)
 
 
-def _complete(incomplete: str) -> Iterator[str]:
-    known = ("coco", "shapes", "shapes:hard")
-    return (name for name in known if name.startswith(incomplete))
-
-
 Data = Annotated[
     str,
     typer.Argument(
         help="A registered name (coco, shapes), a folder, a .json (COCO), a .yaml (YOLO), or hf:owner/name.",
-        autocompletion=_complete,
+        autocompletion=data_names,
     ),
 ]
 Out = Annotated[Path, typer.Argument(help="A new folder.")]

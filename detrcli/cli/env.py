@@ -43,6 +43,7 @@ def collect() -> dict[str, dict[str, Any]]:
         "packages": {name: _version(name) for name in PACKAGES},
         "devices": _devices(),
         "kernels": _kernels(),
+        "speed": _speed(),
         "places": _places(),
         "plugins": _plugins(),
     }
@@ -76,6 +77,19 @@ def _kernels() -> dict[str, str]:
     kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     chosen = {kind: backend(torch.device(kind)) for kind in kinds}
     return {kind: f"{b.name} ({b.reason})" for kind, b in chosen.items()}
+
+
+def _speed() -> dict[str, str]:
+    """What makes inference faster, and whether 16 bits do on this CPU."""
+    import torch
+
+    from detrcli.nn.speed import describe
+
+    facts = describe()
+    if platform.machine() in ("x86_64", "AMD64"):
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        facts["bf16 on the CPU"] = "in hardware" if native else "emulated: --amp is slower than without"
+    return facts
 
 
 def _places() -> dict[str, str]:

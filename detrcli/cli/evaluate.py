@@ -37,7 +37,9 @@ def evaluate(
     detections: Annotated[
         Path | None, typer.Option(help="Score this COCO results file; no model runs.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Which part of the data set.")] = "val",
+    split: Annotated[
+        str | None, typer.Option(help="Which part of the data set [default: val, or the only one].")
+    ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Where named data sets lie.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
@@ -63,15 +65,15 @@ def evaluate(
             hint=f"detr eval {data} --model FAMILY, or --detections FILE",
         )
     if detections is not None:
-        from detrcli.data import catalog
+        from detrcli.evaluate.truth import load_truth
 
-        dataset = catalog.resolve(data, split, data_root)
+        dataset = load_truth(data, split, data_root, pictures=False)
         coco, table = _score_saved(dataset, detections, scorer)
         about: dict[str, Any] = {"detections": str(detections), "images": len(dataset)}
         what = detections.stem
     else:
         result = _score_model(
-            data, model, weights=weights, split=split, data_root=data_root, batch_size=batch_size, workers=workers,
+            data, model, weights, split=split, data_root=data_root, batch_size=batch_size, workers=workers,
             device=device, devices=devices, amp=amp == "bf16", limit=limit, scorer=scorer,
         )  # fmt: skip
         coco, table, what = result.coco, result.detections, result.model
@@ -82,7 +84,7 @@ def evaluate(
             "seconds": round(result.seconds, 3),
         }
         about["images_per_second"] = round(result.images_per_second, 3)
-    _finish(coco, table, {"data": data, "split": split, **about}, what, out, per_class, as_json)
+    _finish(coco, table, {"data": data, "split": split or "val", **about}, what, out, per_class, as_json)
 
 
 def _score_saved(dataset: Dataset, path: Path, scorer: Scorer) -> tuple[CocoMetrics, DetectionTable]:
@@ -93,19 +95,20 @@ def _score_saved(dataset: Dataset, path: Path, scorer: Scorer) -> tuple[CocoMetr
     return score(TruthTable.of(dataset), table, backend=scorer, where=str(path)), table
 
 
-def _score_model(data: str, model: str | None, **options: Any) -> EvalResult:
-    if model is not None:
-        from detrcli.plugins import resolve
+def _score_model(data: str, model: str | None, weights: str | None, **options: Any) -> EvalResult:
+    """What is wrong with the names is told before torch is loaded."""
+    from detrcli.weights.resolve import choose
 
-        chosen = resolve(model)  # a wrong name is told before torch is loaded
-        only = chosen.family.eval_batch_size(chosen.config)
-        if only is not None and options["batch_size"] is None:
-            console.note(
-                f"{chosen.name} saw no padding in training: batches of {only}; --batch-size changes that"
-            )
+    choice = choose(model, weights)
+    console.note(f"{choice.model.name}: {choice.why}")
+    only = choice.model.family.eval_batch_size(choice.model.config)
+    if only is not None and options["batch_size"] is None:
+        console.note(
+            f"{choice.model.name} saw no padding in training: batches of {only}; --batch-size changes that"
+        )
     from detrcli.api import evaluate as run
 
-    return run(data, model, progress=_progress, **options)
+    return run(data, model, weights=weights, progress=_progress, **options)
 
 
 @contextmanager
@@ -147,7 +150,6 @@ def _show(coco: CocoMetrics, about: dict[str, Any], folder: Path, per_class: boo
     row = [_percent(value) for value in coco.metrics.values()]
     console.table(list(TITLES.values()), [row], right=list(TITLES.values()))
     if "images_per_second" in about:
-        console.note(f"{about['model']}: {about['weights']}")
         console.note(f"{about['images']} images, {about['images_per_second']:.2f} images/s")
     console.note(f"scored by {coco.backend}; numbers, classes and detections in {folder}")
 

@@ -120,15 +120,14 @@ def _words(text: str | None) -> list[str]:
 
 
 def _load(model: str | None, weights: str | None, device: str | None) -> Predictor:
-    if model is not None:
-        from detrcli.plugins import resolve
+    """What is wrong with the names is told before torch is loaded."""
+    from detrcli.weights.resolve import choose
 
-        resolve(model)  # a wrong name is told before torch is loaded
+    choice = choose(model, weights)
+    console.note(f"{choice.model.name}: {choice.why}")
     from detrcli.predict.load import load
 
-    predictor = load(model, weights, device)
-    console.note(f"{predictor.name}: {predictor.weights}")
-    return predictor
+    return load(choice, device)
 
 
 @contextmanager

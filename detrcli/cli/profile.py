@@ -11,7 +11,7 @@ from detrcli.cli.complete import model_names
 
 if TYPE_CHECKING:
     from detrcli.plugins import Model
-    from detrcli.profiling.run import Latency, Profile, Size
+    from detrcli.profile.run import Latency, Profile, Size
 
 Form = Literal["table", "json", "csv", "markdown"]
 
@@ -58,7 +58,7 @@ def profile(
     chosen = [resolve(name) for name in model] if model else models()
     changes = parse_assignments(set_ or [])
     chosen = [m.configured(assign(m.config, changes)) for m in chosen]
-    from detrcli.profiling.run import parse_size
+    from detrcli.profile.run import parse_size
 
     parsed = parse_size(size)
     everything = not (gflops or params or latency)
@@ -92,7 +92,7 @@ def _measure(
     chosen: list[Model], size: str | Size, batch: int, with_time: bool, device: str | None
 ) -> list[tuple[Profile, Latency | None]]:
     from detrcli.nn.inference import choose_device
-    from detrcli.profiling.run import latency, profile
+    from detrcli.profile.run import latency, profile
 
     rows: list[tuple[Profile, Latency | None]] = []
     place = str(choose_device(device)) if with_time else ""
@@ -114,7 +114,7 @@ def _convention(factor: int) -> str:
 
 
 def _cells(found: Profile, timed: Latency | None, shown: Shown) -> dict[str, str]:
-    from detrcli.profiling.run import against_published
+    from detrcli.profile.run import against_published
 
     cells = {"model": found.model.name}
     if shown.params:
@@ -132,7 +132,7 @@ def _cells(found: Profile, timed: Latency | None, shown: Shown) -> dict[str, str
 
 
 def _document(found: Profile, timed: Latency | None, shown: Shown) -> dict[str, Any]:
-    from detrcli.profiling.run import against_published
+    from detrcli.profile.run import against_published
 
     document: dict[str, Any] = {
         "name": found.model.name,

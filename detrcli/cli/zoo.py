@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from detrcli.cli.complete import model_names
 if TYPE_CHECKING:
     from detrcli.plugins.contract import Published, Weights
     from detrcli.plugins.registry import Model
+    from detrcli.weights.resolve import Run
 
 app = typer.Typer(name="zoo", help="Models, papers and weights.", no_args_is_help=True, rich_markup_mode=None)
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -33,12 +35,14 @@ def list_models(
     from detrcli.errors import unknown
     from detrcli.models import list_models as names_like
     from detrcli.plugins import broken, models
+    from detrcli.weights.resolve import finished_runs
 
     names = names_like(pattern)
     if not names and pattern != "*":
         known = list(dict.fromkeys(m.family.name for m in models()))
         raise unknown("model", pattern, known, see="detr zoo list")
-    rows = [row(m) for m in models() if m.name in names]
+    runs = finished_runs()
+    rows = [row(m, runs) for m in models() if m.name in names]
     if ready:
         rows = [r for r in rows if r["weights"]["state"] in ("trained", "cached")]
     faults = [
@@ -146,12 +150,12 @@ def new(
     )
 
 
-def row(model: Model, *, whole: bool = False) -> dict[str, Any]:
+def row(model: Model, runs: Sequence[Run] | None = None, *, whole: bool = False) -> dict[str, Any]:
     """One variant as plain values; `whole` adds recipes and configuration."""
     from detrcli.config import to_plain
     from detrcli.weights.status import status
 
-    variant, state = model.variant, status(model)
+    variant, state = model.variant, status(model, runs)
     found: dict[str, Any] = {
         "name": model.name,
         "paper": _paper(model),

@@ -201,18 +201,29 @@ def _choice(name: str) -> Path | Reference:
 
 
 def _choose(name: str) -> Choice:
+    """A model's weights, else those of a file or a run."""
+    from detrcli import runs
+    from detrcli.errors import UsageError
+    from detrcli.plugins import resolve
     from detrcli.weights.resolve import choose
 
-    return choose(None, name) if Path(name).exists() else choose(name)
+    try:
+        resolve(name)
+    except UsageError:
+        if Path(name).exists() or (runs.root("train") / name).is_dir():
+            return choose(None, name)
+        raise
+    return choose(name)
 
 
 def _all_here() -> list[Choice]:
     """Every model whose weights are on this machine, without a family's doubles."""
     from detrcli.plugins import models
-    from detrcli.weights.resolve import choose
+    from detrcli.weights.resolve import choose, finished_runs
     from detrcli.weights.status import status
 
-    return [choose(m.name) for m in models() if status(m).kind in ("trained", "cached")]
+    runs = finished_runs()
+    return [choose(m.name) for m in models() if status(m, runs).kind in ("trained", "cached")]
 
 
 def _show_verified(rows: list[dict[str, Any]], as_json: bool) -> None:

@@ -12,8 +12,7 @@ A name is never taken for a path of the same spelling further away: what exists 
 from __future__ import annotations
 
 import os
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -21,6 +20,7 @@ from typing import Any, Literal, TypeAlias
 from detrcli.data import layouts, shapes
 from detrcli.data.annotations import Dataset
 from detrcli.data.layouts import SPLITS, Loader, Options, split_name
+from detrcli.data.places import names, read_register, registers, roots
 from detrcli.data.structure import missing_files, repair, structure
 from detrcli.errors import DataError, UsageError, nearest
 
@@ -79,38 +79,16 @@ def find(name: str, data_root: Path | None = None) -> Source:
     path = Path(name).expanduser()
     if _exists(path):
         return recognise(path, name)
-    if path.suffix or len(path.parts) != 1:
+    if path.suffix or "/" in name or os.sep in name:
         raise UsageError(f"no such file or folder: {name}", hint=_similar_paths(path))
     places = [root / name for root in roots(data_root)]
     for place in places:
         if _exists(place):
             return recognise(place, name)
     for file in registers():
-        if name in (table := _read_register(file)):
+        if name in (table := read_register(file)):
             return _registered(name, table[name], file)
     raise _unknown(name, [*places, *registers()], data_root)
-
-
-def roots(data_root: Path | None = None) -> list[Path]:
-    """Folders of data sets: --data-root, the folders of DETR_DATA, `./data`."""
-    listed = [Path(p).expanduser() for p in os.environ.get("DETR_DATA", "").split(os.pathsep) if p]
-    return [*([data_root] if data_root else []), *listed, Path("data")]
-
-
-def registers() -> list[Path]:
-    """Files that name data sets: the project's, then the user's."""
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
-    return [Path("datasets.toml"), config / "detrcli" / "datasets.toml"]
-
-
-def names(data_root: Path | None = None) -> list[str]:
-    """Every name that can be typed here, for completion and hints."""
-    found = ["shapes", "shapes:hard"]
-    for root in roots(data_root):
-        found += sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    for file in registers():
-        found += _read_register(file)
-    return list(dict.fromkeys(found))
 
 
 def recognise(path: Path, name: str) -> Source:
@@ -137,17 +115,6 @@ def _shapes(name: str) -> Source:
     return Source(name, "shapes", {split: loader(split) for split in SPLITS})
 
 
-def _read_register(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{file}: {error}", hint='it holds tables such as: [mine] path = "/data/mine"'
-        ) from None
-
-
 def _registered(name: str, table: Any, file: Path) -> Source:
     """`[mine] path = "…"`, or for each split `train = {annotations = "….json", images = "…"}`."""
     if isinstance(table, dict) and isinstance(table.get("path"), str) and len(table) == 1:
@@ -155,22 +122,20 @@ def _registered(name: str, table: Any, file: Path) -> Source:
         if not place.exists():
             raise DataError(f"{file}: [{name}] path {place} is not there")
         return recognise(place, name)
-    splits = dict(_registered_splits(name, table, file))
+    splits: dict[str, Loader] = {}
+    for split, entry in table.items() if isinstance(table, dict) else ():
+        if not isinstance(entry, dict) or set(entry) != {"annotations", "images"}:
+            raise _not_understood(name, file)
+        places = [file.parent / Path(str(entry[key])).expanduser() for key in ("annotations", "images")]
+        splits[split_name(split)] = layouts.coco_loader(places[0], places[1], name, split_name(split))
+    if not splits:
+        raise _not_understood(name, file)
     return _source(name, layouts.Found("coco", splits))
 
 
-def _registered_splits(name: str, table: Any, file: Path) -> Iterator[tuple[str, Loader]]:
-    for split, entry in table.items() if isinstance(table, dict) else ():
-        if not isinstance(entry, dict) or set(entry) != {"annotations", "images"}:
-            break
-        places = [file.parent / Path(str(entry[key])).expanduser() for key in ("annotations", "images")]
-        yield split_name(split), layouts.coco_loader(places[0], places[1], name, split_name(split))
-    else:
-        return
-    raise DataError(
-        f"{file}: [{name}] is not understood",
-        hint='write path = "FOLDER", or for each split: train = {annotations = "FILE.json", images = "FOLDER"}',
-    )
+def _not_understood(name: str, file: Path) -> DataError:
+    hint = 'write path = "FOLDER", or for each split: train = {annotations = "FILE.json", images = "FOLDER"}'
+    return DataError(f"{file}: [{name}] is not understood", hint=hint)
 
 
 def _exists(path: Path) -> bool:
@@ -189,7 +154,7 @@ def _unknown(name: str, places: list[Path], data_root: Path | None) -> DataError
             "http://images.cocodataset.org fetch zips/train2017.zip, zips/val2017.zip and "
             "annotations/annotations_trainval2017.zip, unpack them there, or say --data-root FOLDER",
         )
-    near = nearest(name, ["coco", *names(data_root)])
+    near = nearest(name, names(data_root))
     meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return UsageError(
         f"unknown data set {name!r} (looked in {looked})",

@@ -63,10 +63,7 @@ def read_image(source: Source, *, size: tuple[int, int] | None = None, name: str
 
 def decode(data: bytes, *, size: tuple[int, int] | None = None, name: str = "bytes") -> Tensor:
     """The picture in an encoded file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # Pillow warns of odd metadata and large pictures; both are ruled on here
+    with _quiet():
         return _upright(open_image(data, name), size, name)
 
 
@@ -136,7 +133,9 @@ def _upright(picture: Image.Image, size: tuple[int, int] | None, name: str) -> T
         turn = None
     if turn is not None:
         picture = picture.transpose(turn)
-    return torch.from_numpy(_rgb(picture, name)).permute(2, 0, 1)
+    # Pillow's bytes, which nobody else holds, taken over without a copy; torch would warn that they are read-only
+    with _quiet():
+        return torch.from_numpy(_rgb(picture, name)).permute(2, 0, 1)
 
 
 _SWAPPING = {_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8]}
@@ -154,7 +153,7 @@ def _rgb(picture: Image.Image, name: str) -> npt.NDArray[np.uint8]:
         picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     if picture.mode != "RGB":
         picture = picture.convert("RGB")
-    return np.array(picture)
+    return np.asarray(picture)
 
 
 def _grey(values: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:

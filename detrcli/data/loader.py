@@ -19,16 +19,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
-from detrcli.data.annotations import Array, Dataset
+from detrcli.data.annotations import Dataset
 from detrcli.data.masks import masks_of
+from detrcli.data.memory import recycled
+from detrcli.data.sampler import AUGMENT, EpochSampler, Key, Shard
 from detrcli.data.transforms import Size, Transform, View, evaluation, normalise, target_of, view_of
 from detrcli.errors import DetrError, ImageError
 from detrcli.plugins.contract import Preprocess
 from detrcli.types import Batch, Sample, Target
-
-Key = tuple[int, int]  # epoch, index
-
-_ORDER, _AUGMENT = 0, 1  # what a stream of random numbers is for
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -46,10 +44,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _canvas(sizes: Sequence[Size], *, shared: bool) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W), zero where padded and unset elsewhere, and the mask of the padding (B, H, W)."""
+    """Images (B, 3, H, W), channels last, zero where padded and unset elsewhere, and the mask of the padding (B, H, W)."""
     height, width = (max(side) for side in zip(*sizes, strict=True))
-    shape = (len(sizes), 3, height, width)
-    images = _shared(shape) if shared else torch.empty(shape)
+    shape = (len(sizes), height, width, 3)
+    images = (_shared(shape) if shared else recycled(shape)).permute(0, 3, 1, 2)
     mask = torch.ones(len(sizes), height, width, dtype=torch.bool)
     for image, padding, (h, w) in zip(images, mask, sizes, strict=True):
         image[:, h:] = 0
@@ -136,76 +134,7 @@ class Samples(TorchDataset[Made]):
         pixels, objects = self.dataset.picture(index), annotations.objects(index)
         original = (pixels.shape[1], pixels.shape[2])
         view = view_of(pixels, objects, masks_of(annotations, objects, original))
-        return self.transform(view, np.random.default_rng([self.seed, _AUGMENT, epoch, index])), original
-
-
-@dataclass(frozen=True, slots=True)
-class EpochSampler:
-    """The batches of one rank: a permutation of (seed, epoch), cut into global batches, each cut into ranks.
-
-    The last images that fill no batch are left out; a data set smaller than one batch is one batch.
-    """
-
-    length: int
-    batch_size: int
-    seed: int
-    rank: int = 0
-    world_size: int = 1
-    portrait: Array | None = None  # (length,) bool: keep wide and tall pictures apart
-
-    def __len__(self) -> int:
-        return max(1, self.length // (self.batch_size * self.world_size))
-
-    def order(self, epoch: int) -> Array:
-        """The images of an epoch, (steps, global batch)."""
-        order = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(self.length)
-        whole = self.batch_size * self.world_size
-        if self.length < whole:
-            return np.resize(order, (1, max(self.length, self.world_size)))
-        if self.portrait is not None:
-            order = _grouped(order, self.portrait[order], whole)
-        return order[: len(self) * whole].reshape(len(self), whole)
-
-    def keys(self, epoch: int, start: int) -> list[list[Key]]:
-        """This rank's batches of an epoch from step `start` on."""
-        mine = self.order(epoch)[start:, self.rank :: self.world_size]
-        return [[(epoch, index) for index in batch] for batch in mine.tolist()]
-
-
-def _grouped(order: Array, portrait: Array, whole: int) -> Array:
-    """The order with whole batches of one orientation, first come, first served; what is left over comes last."""
-    waiting: dict[bool, list[int]] = {False: [], True: []}
-    grouped: list[int] = []
-    for index, upright in zip(order.tolist(), portrait.tolist(), strict=True):
-        queue = waiting[upright]
-        queue.append(index)
-        if len(queue) == whole:
-            grouped += queue
-            queue.clear()
-    return np.array(grouped + waiting[False] + waiting[True], np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One rank's part of an evaluation: every image once over all ranks, none repeated to even out.
-
-    Whole batches are dealt out, so that an image has the same neighbours, and the same padding, whatever the number of ranks.
-    """
-
-    length: int
-    batch_size: int
-    rank: int = 0
-    world_size: int = 1
-
-    def __len__(self) -> int:
-        return len(self._starts())
-
-    def keys(self, epoch: int, start: int) -> list[list[Key]]:
-        ends = ((first, min(first + self.batch_size, self.length)) for first in self._starts()[start:])
-        return [[(epoch, index) for index in range(first, end)] for first, end in ends]
-
-    def _starts(self) -> range:
-        return range(0, self.length, self.batch_size)[self.rank :: self.world_size]
+        return self.transform(view, np.random.default_rng([self.seed, AUGMENT, epoch, index])), original
 
 
 class Batches:
@@ -289,7 +218,7 @@ class Batches:
 
 def _is_death(error: Exception) -> bool:
     """torch says so, or the socket that a batch should have come through has gone with the worker."""
-    return isinstance(error, (EOFError, OSError)) or "DataLoader worker" in str(error)
+    return isinstance(error, (EOFError, OSError)) or "DataLoader worker (pid" in str(error)
 
 
 def train_loader(

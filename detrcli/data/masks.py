@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from detrcli.data.annotations import Annotations, Array, Objects
+from detrcli.data.annotations import Annotations, Objects
 from detrcli.errors import DataError
 
+Size = tuple[int, int]  # height, width
 
-def masks_of(annotations: Annotations, objects: Objects, size: tuple[int, int]) -> Tensor | None:
+
+def masks_of(annotations: Annotations, objects: Objects, size: Size) -> Tensor | None:
     """(T, H, W) uint8, or None where the data set was loaded without outlines."""
     if annotations.segments is None:
         return None
-    rows = range(objects.rows.start, objects.rows.stop)
-    drawn = [_mask(annotations, row, size) for row in rows]
-    return torch.from_numpy(np.stack(drawn)) if drawn else torch.zeros(0, *size, dtype=torch.uint8)
+    masks = np.zeros((len(objects.boxes), *size), np.uint8)
+    for mask, row, box in zip(
+        masks, range(objects.rows.start, objects.rows.stop), objects.boxes, strict=True
+    ):
+        drawn = draw(json.loads(annotations.segments[row]), box, size)
+        if drawn is None:
+            raise DataError(
+                f"annotation {annotations.ids[row]}: its segmentation does not decode for a picture of {size[1]}x{size[0]}",
+                hint="mend it, or remove it: then the box stands for the mask",
+            )
+        mask[...] = drawn
+    return torch.from_numpy(masks)
 
 
 def without_outline(annotations: Annotations) -> int:
@@ -30,35 +43,62 @@ def without_outline(annotations: Annotations) -> int:
     return int((np.diff(annotations.segments.ends, prepend=0) <= len("null")).sum())
 
 
-def _mask(annotations: Annotations, row: int, size: tuple[int, int]) -> Array:
-    assert annotations.segments is not None
-    try:
-        mask = draw(json.loads(annotations.segments[row]), annotations.boxes[row], size)
-        if mask.shape != size:
-            raise ValueError(
-                f"it is for a picture of {mask.shape[1]}x{mask.shape[0]}, not {size[1]}x{size[0]}"
-            )
-    except Exception as error:  # pycocotools raises whatever it meets, bare Exception included
-        raise DataError(
-            f"annotation {annotations.ids[row]}: its segmentation does not decode: {error or type(error).__name__}",
-            hint="mend it, or remove it: then the box stands for the mask",
-        ) from None
-    return mask
+def draw(outline: Any, box: Sequence[float] | npt.NDArray[Any], size: Size) -> npt.NDArray[np.uint8] | None:
+    """One mask (H, W) of polygons or RLE; without an outline, of the box; None for an outline that means nothing."""
+    if not outline:
+        x, y, w, h = map(float, box)
+        return _fill([[x, y, x + w, y, x + w, y + h, x, y + h]], size)
+    runs = _runs(outline, size)
+    if runs is not None:
+        flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+        return np.asarray(flat.reshape(size, order="F"), np.uint8)
+    if isinstance(outline, list) and all(_is_polygon(points) for points in outline):
+        return _fill(outline, size)
+    return None
 
 
-def draw(outline: Any, box: Any, size: tuple[int, int]) -> Array:
-    """One mask (H, W) uint8 of polygons or RLE, compressed or not; an object without an outline is its box."""
+def _fill(polygons: list[list[float]], size: Size) -> npt.NDArray[np.uint8]:
+    """COCO's own rule of which pixels a polygon covers."""
     from pycocotools import mask as rle
 
-    if not outline:
-        x, y, w, h = box
-        outline = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-    if isinstance(outline, list):
-        if any(len(polygon) < 6 or len(polygon) % 2 for polygon in outline):
-            raise ValueError("a polygon needs three points or more, x and y of each")
-        coded = rle.merge(rle.frPyObjects(outline, *size))
-    else:
-        coded = outline if isinstance(outline["counts"], (str, bytes)) else rle.frPyObjects(outline, *size)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools hands numpy its arrays in the old way
-        return np.asarray(rle.decode(coded))
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of numpy, about how pycocotools hands out its memory
+        return np.asarray(rle.decode(rle.merge(rle.frPyObjects(polygons, *size))), np.uint8)
+
+
+def _runs(outline: Any, size: Size) -> list[int] | None:
+    """The run lengths of an RLE, compressed or not, where they fill the picture; others would be read past its end."""
+    if not isinstance(outline, dict) or outline.get("size") != list(size):
+        return None
+    counts = outline.get("counts")
+    if isinstance(counts, str):
+        counts = _uncompressed(counts)
+    if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
+        return None
+    return counts if sum(counts) == size[0] * size[1] else None
+
+
+def _uncompressed(text: str) -> list[int]:
+    """COCO's compressed counts: five bits a letter, the lowest first, bit 6 says that more follow; from the fourth
+    count on, the difference to the last but one."""
+    counts: list[int] = []
+    value = shift = 0
+    for letter in text:
+        code = ord(letter) - 48
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    return counts
+
+
+def _is_polygon(points: Any) -> bool:
+    if not isinstance(points, list) or len(points) < 6 or len(points) % 2:
+        return False
+    return all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e6 for v in points)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path, PureWindowsPath
 
@@ -25,11 +26,24 @@ def why_outside(name: str) -> str | None:
 
 
 def inside(root: Path, name: str) -> Path:
-    """`root / name`, or a DataError where that, links followed, is not inside `root`."""
+    """`root / name`, or a DataError where that, links followed, is not inside `root`.
+
+    `DETR_FOLLOW_LINKS=1` allows links: for data sets that are made of links to a store of files.
+    """
     reason = why_outside(name)
-    path = root / name if reason is None else root
-    if reason is None and not os.path.realpath(path).startswith(os.path.realpath(root) + os.sep):
-        reason = "a link that leaves its folder"
     if reason is not None:
         raise DataError(f"{name!r} in {root}: refused, {reason}")
+    path = root / name
+    if os.environ.get("DETR_FOLLOW_LINKS") != "1" and not os.path.realpath(path).startswith(
+        _real(os.path.abspath(root))
+    ):
+        raise DataError(
+            f"{name!r} in {root}: refused, a link that leaves its folder",
+            hint="set DETR_FOLLOW_LINKS=1 if you trust the links of this data set",
+        )
     return path
+
+
+@functools.lru_cache(maxsize=64)
+def _real(root: str) -> str:
+    return os.path.realpath(root).rstrip(os.sep) + os.sep

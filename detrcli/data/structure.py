@@ -72,8 +72,9 @@ def duplicates(a: Annotations) -> Array:
 
 def _report(defects: Defects, kind: str, dataset: Dataset, rows: Array) -> None:
     """All rows are counted, the first thousand described."""
-    defects.counts[kind] += max(0, len(rows) - KEPT)
-    rows = rows[:KEPT]
+    if len(rows) > KEPT:
+        defects.counts[kind] += len(rows) - KEPT
+        rows = rows[:KEPT]
     a = dataset.annotations
     images = np.searchsorted(a.offsets, rows, side="right") - 1
     for row, image in zip(rows.tolist(), images.tolist(), strict=True):

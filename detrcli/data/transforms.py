@@ -9,6 +9,7 @@ Sizes scale with the recipe: at `short_side` 800 they are DETR's own (480..800; 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -18,7 +19,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.transforms.v2 import functional as F
 
 from detrcli.data.annotations import Array, Objects
 from detrcli.errors import UsageError
@@ -32,6 +32,7 @@ _FULL = 800  # the short side that the numbers below belong to
 _SCALES = tuple(range(480, 801, 32))
 _BEFORE_CROP = (400, 500, 600)
 _CROP = (384, 600)
+_BLOCK = 100  # rows normalised at a time
 
 
 @dataclass(slots=True)
@@ -85,7 +86,8 @@ def resize(view: View, size: Size) -> None:
     view.pixels = scale_pixels(view.pixels, size)
     view.boxes = view.boxes * (new_w / old_w, new_h / old_h, new_w / old_w, new_h / old_h)
     if view.masks is not None:
-        view.masks = F.resize(view.masks, list(size), F.InterpolationMode.NEAREST)
+        rows, columns = (torch.arange(n) * old // n for n, old in zip(size, (old_h, old_w), strict=True))
+        view.masks = view.masks[:, rows][:, :, columns]  # the nearest; interpolate refuses zero masks
 
 
 def scale_pixels(pixels: Tensor, size: Size) -> Tensor:
@@ -99,12 +101,24 @@ def scale_pixels(pixels: Tensor, size: Size) -> Tensor:
 def normalise(pixels: Tensor, preprocess: Preprocess, out: Tensor | None = None) -> Tensor:
     """(3, H, W) uint8 as float with the statistics' mean and deviation taken out; written to `out` where given.
 
-    Channel by channel and in place: a channel stays in the cache between the three passes.
+    The bytes of a decoder lie interleaved (channels last), and so does the result: then both are plain rows of numbers,
+    converted a block at a time while the block is in the cache.
     """
-    image = torch.empty(pixels.shape) if out is None else out
-    for channel, values, mean, std in zip(image, pixels, preprocess.mean, preprocess.std, strict=True):
-        channel.copy_(values).mul_(1 / (255 * std)).sub_(mean / std)
+    _, height, width = pixels.shape
+    image = torch.empty(height, width, 3).permute(2, 0, 1) if out is None else out
+    rows, values = image.permute(1, 2, 0).flatten(1), pixels.permute(1, 2, 0).flatten(1)  # (H, 3 W)
+    scale, shift = _statistics(preprocess, width)
+    for top in range(0, height, _BLOCK):
+        block = rows[top : top + _BLOCK]
+        torch.addcmul(shift, block.copy_(values[top : top + _BLOCK]), scale, out=block)
     return image
+
+
+@functools.lru_cache(maxsize=256)
+def _statistics(preprocess: Preprocess, width: int) -> tuple[Tensor, Tensor]:
+    """Factor and summand for each number of a row (3 W)."""
+    mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
+    return (1 / (255 * std)).repeat(width), (-mean / std).repeat(width)
 
 
 def prepare(pixels: Tensor, preprocess: Preprocess) -> Tensor:

@@ -10,6 +10,7 @@ disappears. So detections are checked here, once.
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,11 @@ class DetectionTable:
 
     @classmethod
     def read(cls, path: Path) -> DetectionTable:
-        return cls.from_coco(read_json(path), str(path))
+        """The detections in a file, without ever holding them as Python objects; only what is wrong is read twice."""
+        columns = _Columns()
+        document = read_json(path, columns.take)
+        table = columns.table() if columns.are_all_of(document) else None
+        return cls.from_coco(read_json(path), str(path)) if table is None else table
 
     def to_coco(self) -> Iterator[dict[str, Any]]:
         """Rows in COCO results form; numbers keep every digit, so that scoring them again gives the same result."""
@@ -173,10 +178,47 @@ class DetectionTable:
         return []
 
 
-def read_json(path: Path) -> Any:
-    """The JSON document in a file, or a DataError that says where it breaks."""
+class _Columns:
+    """Takes rows out of a JSON document while it is parsed."""
+
+    TAKEN = object()  # stands in the document where a row was
+
+    def __init__(self) -> None:
+        self.ids, self.numbers = array("q"), array("d")
+
+    def take(self, row: dict[str, Any]) -> Any:
+        before = len(self.ids)
+        try:
+            x, y, w, h = row["bbox"]
+            self.ids.extend((row["image_id"], row["category_id"]))
+            self.numbers.extend((x, y, w, h, row["score"]))
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            OverflowError,
+        ):  # another kind of object, or a row to be refused
+            del self.ids[before:], self.numbers[before // 2 * 5 :]
+            return row
+        return self.TAKEN
+
+    def are_all_of(self, document: Any) -> bool:
+        rows = document if isinstance(document, list) else []
+        return len(rows) * 2 == len(self.ids) and all(row is self.TAKEN for row in rows)
+
+    def table(self) -> DetectionTable | None:
+        """None when a number is not finite: then its row is to be named."""
+        ids = np.array(self.ids, np.int64).reshape(-1, 2)
+        numbers = np.array(self.numbers, np.float64).reshape(-1, 5)
+        if not (np.abs(numbers) < LIMIT).all():
+            return None
+        return DetectionTable(ids[:, 0], ids[:, 1], numbers[:, 4], numbers[:, :4])
+
+
+def read_json(path: Path, take: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """The JSON document in a file, or a DataError that says where it breaks; `take` sees every object first."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), object_hook=take)
     except FileNotFoundError:
         raise DataError(f"no such file: {path}") from None
     except OSError as error:

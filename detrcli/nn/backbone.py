@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detrcli.errors import HubError, UsageError, unknown
 from detrcli.nn.layers import FrozenBatchNorm2d
+from detrcli.nn.swin import SwinBody
 from detrcli.plugins.backbones import BackboneConfig
 
 
@@ -66,6 +67,8 @@ def _create(config: BackboneConfig, name: str, *, pretrained: bool) -> Any:
         options["drop_path_rate"] = config.drop_path
     if _architecture(name).startswith("swin"):
         options["strict_img_size"] = False
+    if name.startswith("swin_"):
+        options["always_partition"] = True  # else a map of one window at 224 pixels is never shifted
     levels = _levels(_skeleton(config, name, options), config.dilated)
     missing = [level for level in config.levels if level not in levels]
     if missing:
@@ -80,7 +83,7 @@ def _create(config: BackboneConfig, name: str, *, pretrained: bool) -> Any:
         if hasattr(module, "dynamic_img_pad"):
             # pictures need not be a multiple of the patch
             module.dynamic_img_pad = True  # type: ignore[assignment]
-    return body
+    return SwinBody(body) if name.startswith("swin_") else body
 
 
 def _skeleton(config: BackboneConfig, name: str, options: dict[str, Any]) -> Any:

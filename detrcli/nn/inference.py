@@ -1,4 +1,4 @@
-"""Running a trained model: which device, which precision, no gradients."""
+"""Running a trained model: which device, which precision, no gradients. `speed` makes it fast."""
 
 from __future__ import annotations
 

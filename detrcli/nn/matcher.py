@@ -5,6 +5,8 @@ Costs are computed only against an image's own objects and cross to the host in 
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +20,8 @@ from detrcli.boxes import cxcywh_to_xyxy, giou
 from detrcli.errors import NonFiniteError
 from detrcli.nn.losses import Places
 from detrcli.types import Target
+
+logger = logging.getLogger(__name__)
 
 ClassCost = Callable[[Tensor, Tensor], Tensor]  # logits (L, B, Q, K), labels (B, T) -> (L, B, T, Q)
 
@@ -62,6 +66,8 @@ class HungarianMatcher:
         if not any(counts) or boxes.shape[2] == 0:
             empty = torch.zeros(0, dtype=torch.int64, device=boxes.device)
             return Matches((empty, empty, empty), empty)
+        if max(counts) > boxes.shape[2]:
+            _note_more_objects(boxes.shape[2])
         cost = self.cost(logits, boxes, targets).cpu().numpy()
         first = np.cumsum([0, *counts])
         pairs = [
@@ -79,6 +85,16 @@ class HungarianMatcher:
         )
         layers, images, queries, target = torch.from_numpy(columns).to(boxes.device)
         return Matches((layers, images, queries), target)
+
+
+@functools.cache
+def _note_more_objects(queries: int) -> None:
+    """Said once: it is the data's nature, and training goes on."""
+    logger.warning(
+        "some pictures have more objects than the model's %d queries: the surplus is not learnt from "
+        "(more queries: --set model.num_queries=N)",
+        queries,
+    )
 
 
 def _solve(cost: np.ndarray, layer: int, image: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,25 +1,25 @@
-"""From a name to a model that predicts: which weights, what they hold, onto which device."""
+"""From chosen weights to a model that predicts."""
 
 from __future__ import annotations
 
 from functools import partial
 
 from detrcli.nn.inference import choose_device
+from detrcli.nn.speed import fastest
 from detrcli.predict.run import Predictor
 from detrcli.weights.opened import open_weights
-from detrcli.weights.resolve import choose
+from detrcli.weights.resolve import Choice
 
 
-def load(name: str | None = None, weights: str | None = None, device: str | None = None) -> Predictor:
-    """A predictor for `FAMILY[/VARIANT]`, with the named weights or the best there are for it."""
+def load(choice: Choice, device: str | None = None) -> Predictor:
+    """A predictor with the chosen weights."""
     place = choose_device(device)
-    choice = choose(name, weights)
     opened = open_weights(choice)
     family, config = opened.model.family, opened.model.config
     return Predictor(
         name=opened.model.name,
         weights=choice.why,
-        model=opened.module.eval().to(place),
+        model=fastest(opened.module.to(place)),
         categories=opened.categories,
         preprocess=opened.preprocess,
         postprocess=partial(family.postprocess, config),

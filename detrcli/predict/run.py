@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from queue import Full, Queue
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,20 @@ class View:
     picture: Picture
     window: Window
     sample: Sample
+
+
+class Options(TypedDict, total=False):
+    """The options of `Predictor.predict`, for functions that hand them on."""
+
+    conf: float
+    top: int | None
+    classes: Sequence[str | int]
+    batch: int | None
+    max_size: int | None
+    tile: int | None
+    amp: bool
+    recursive: bool
+    on_failure: Callable[[Failure], None] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,9 +181,9 @@ class _Yolo:
         lines = []
         for found in result.detections:
             x1, y1, x2, y2 = found.box
-            values = ((x1 + x2) / 2 / result.width, (y1 + y2) / 2 / result.height)
-            values += ((x2 - x1) / result.width, (y2 - y1) / result.height)
-            numbers = " ".join(f"{value:.6f}" for value in (*values, found.score))
+            centre = ((x1 + x2) / 2 / result.width, (y1 + y2) / 2 / result.height)
+            size = ((x2 - x1) / result.width, (y2 - y1) / result.height)
+            numbers = " ".join(f"{value:.6f}" for value in (*centre, *size, found.score))
             lines.append(f"{found.label} {numbers}\n")
         (self.folder / f"{stem}.txt").write_text("".join(lines), encoding="utf-8")
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from detrcli.boxes import cxcywh_to_xyxy
+from detrcli.config import from_plain, to_plain
 from detrcli.plugins import Model, models
 from detrcli.plugins.registry import fold
 from detrcli.types import Output, Target
@@ -196,6 +200,66 @@ def detections_are_in_pixels(model: Model) -> None:
             )
 
 
+def perfect_answers_return_the_truth(model: Model) -> None:
+    """Post-processing undoes what the transforms did: a perfect answer gives the objects back, in pixels."""
+    for module in _small(model):
+        images, mask = _batch()
+        with torch.no_grad():
+            output = module(images, mask)
+        truth, (height, width) = _target(min(3, output.logits.shape[1])), (100, 200)
+        logits, boxes = torch.full_like(output.logits, -20.0), output.boxes.clone()
+        if output.logits.shape[2] > CLASSES:
+            logits[..., -1] = 20.0
+        for query, label in enumerate(truth.labels.tolist()):
+            logits[:, query], logits[:, query, label] = -20.0, 20.0
+            boxes[:, query] = truth.boxes[query]
+        found = model.postprocess(
+            replace(output, logits=logits, boxes=boxes),
+            torch.tensor([[height, width]]).repeat(len(images), 1),
+        )
+        wanted = cxcywh_to_xyxy(truth.boxes) * torch.tensor([width, height, width, height])
+        for one in found:
+            for label, box in zip(truth.labels, wanted, strict=True):
+                near = (one.boxes - box).abs().amax(1) < 1e-2
+                assert (near & (one.labels == label)).any(), (
+                    "a query that is sure of a class and box comes back with this label and box in pixels"
+                )
+
+
+def the_loss_falls(model: Model) -> None:
+    """A few steps on two pictures: gradients point the right way."""
+    for module in _small(model):
+        module.train()
+        optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-3)
+        totals = []
+        for _ in range(12):
+            total = _loss(model, module, _targets())
+            optimizer.zero_grad()
+            total.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            totals.append(float(total.detach()))
+        assert min(totals[-3:]) < 0.9 * totals[0], (
+            f"12 steps on the same two pictures leave the loss at {totals[-1]:.3g}, from {totals[0]:.3g}"
+        )
+
+
+def declared_weights_can_be_read(model: Model) -> None:
+    layouts = {"native", *model.family.key_maps}
+    for weights in model.variant.weights:
+        assert weights.layout in layouts, (
+            f"{model.name}: {weights.repo} has layout {weights.layout!r}; key_maps knows {sorted(layouts)}"
+        )
+
+
+def configurations_travel(model: Model) -> None:
+    """A weights file carries the configuration as JSON; it must come back as it was."""
+    plain = json.loads(json.dumps(to_plain(model.config)))
+    assert from_plain(type(model.config), plain) == model.config, (
+        f"{type(model.config).__name__} does not survive JSON: use numbers, texts, tuples and dataclasses"
+    )
+
+
 def key_maps_run_both_ways(model: Model) -> None:
     with torch.device("meta"):
         state = model.build().state_dict()
@@ -224,6 +288,10 @@ CHECKS: tuple[Check, ...] = (
     every_parameter_learns,
     losses_stand_odd_targets,
     detections_are_in_pixels,
+    perfect_answers_return_the_truth,
+    the_loss_falls,
+    declared_weights_can_be_read,
+    configurations_travel,
     key_maps_run_both_ways,
 )
 

@@ -29,7 +29,7 @@ from detrcli.train.optim import build_optimizer, rate_at
 from detrcli.train.plan import Plan, Request, make_plan
 from detrcli.train.record import Record, read_plan, read_state
 from detrcli.types import Batch
-from detrcli.weights.load import load_weights
+from detrcli.weights.warm import told, warm_start
 
 
 class Watcher(Protocol):
@@ -144,9 +144,9 @@ def _about_masks(dataset: Dataset) -> list[str]:
 def _initialise(job: Job) -> list[str]:
     """Starting weights: a checkpoint if named, else ImageNet's for the backbone if the variant has some."""
     if job.plan.weights:
-        report = load_weights(job.net, job.plan.weights, job.model, classes=job.record.categories)
-        remade = f", {len(report.remade)} class rows made anew" if report.remade else ""
-        return [f"weights from {job.plan.weights}: {len(report.kept)} tensors kept{remade}"]
+        report = warm_start(job.net, job.plan.weights, job.model, classes=job.record.categories)
+        taken, *rest = told(report)
+        return [f"weights from {job.plan.weights}: {taken}", *rest]
     for module in job.net.modules():
         if isinstance(module, Backbone) and module.config.pretrained:
             module.load_pretrained()

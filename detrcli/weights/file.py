@@ -39,7 +39,8 @@ def save(path: Path, state: Mapping[str, Tensor], metadata: Metadata) -> Metadat
     metadata = replace(metadata, sha256=digest(tensors, metadata))
     with replacing(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={"format": "pt", KEY: metadata.dumps()})
+            # one key: safetensors writes several in random order, and equal content should be equal bytes
+            save_file(tensors, temporary, metadata={KEY: metadata.dumps()})
         except Exception as error:  # safetensors has its own error for a full disk; its text holds the cause
             raise OSError(f"{error}") from error
     return metadata

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,21 +105,31 @@ def load_state(
     layout: str | None = None,
     classes: tuple[Categories | None, Categories] | None = None,
     source: str = "the weights",
+    may_differ: str | None = None,
 ) -> LoadReport:
     """Fill `module` with the tensors of a file; all of them, or a CheckpointError that lists what does not fit.
+
+    Tensors whose names, in the model or in the file, match the pattern `may_differ` may be missing or left over.
 
     `classes` (those of the file if known, those of the model) allows other classes: rows of the class heads are taken over
     by name, the others keep their fresh values.
     """
     layout = layout or recognise(tensors, family, config, _shapes(module))
-    mapped = keymap.apply(_map(family, layout, config), tensors)
+    try:
+        mapped = keymap.apply(_map(family, layout, config), tensors)
+    except CheckpointError as error:  # a tensor that variants share, and this file does not
+        raise CheckpointError(
+            f"{source}: {error.message}", hint=_owner(tensors, family) or error.hint
+        ) from None
     report = compare(mapped, _shapes(module), layout)
     values = mapped.tensors
     if classes is not None and classes[0] != classes[1]:
         values, report = _remake(module, mapped, report, _class_heads(family, config), classes)
-    if report.problems:
-        raise _misfit(report, family, source)
-    module.load_state_dict(values, strict=True)
+    odd = report.missing + report.unexpected
+    if report.reshaped or not all(may_differ and re.search(may_differ, name) for name in odd):
+        raise _misfit(report, family, source, _owner(tensors, family))
+    extra = {name for name in values if name not in module.state_dict()} if odd else set()
+    module.load_state_dict({n: x for n, x in values.items() if n not in extra}, strict=not odd)
     return report
 
 
@@ -231,16 +242,31 @@ def _may_differ(given: Tensor, own: Tensor, old: Categories | None, extra: int) 
     return given.shape[1:] == own.shape[1:] and (old is None or len(given) == len(old) + extra)
 
 
-def _misfit(report: LoadReport, family: Family[Any], source: str) -> CheckpointError:
+def _misfit(report: LoadReport, family: Family[Any], source: str, owner: str | None) -> CheckpointError:
     total = len(report.kept) + len(report.missing) + len(report.reshaped)
-    if len(report.kept) < total / 2:
-        hint = "the file is of another model: see `detr zoo list`"
-    elif report.reshaped and not report.missing and not report.unexpected:
+    if report.reshaped and not report.missing and not report.unexpected:
         hint = "the file has another number of classes or another configuration"
+    elif owner is not None:
+        hint = owner
+    elif len(report.kept) < total / 2:
+        hint = "the file is of another model: see `detr zoo list`"
     else:
         hint = f"the file is of another variant of {family.name}, or of another configuration"
     fits = f"{len(report.kept)} of {total} tensors fit (layout {report.layout})"
     return CheckpointError(f"{source} does not fit this model: {fits}; {report}", hint=hint)
+
+
+def _owner(tensors: Mapping[str, Tensor], family: Family[Any]) -> str | None:
+    """What to type for the variant that the file is of, whatever its classes; None where it is of none."""
+    empty = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()}
+    for variant in family.variants:
+        with torch.device("meta"):
+            shapes = _shapes(family.build_model(variant.config, variant.num_classes))
+        layout = recognise(empty, family, variant.config, shapes)
+        report = compare(keymap.apply(_map(family, layout, variant.config), empty), shapes, layout)
+        if not report.missing and not report.unexpected and all(map(_only_rows, report.reshaped)):
+            return f"the file is of {family.name}/{variant.name}: type --model {family.name}/{variant.name}"
+    return None
 
 
 def _some(names: tuple[Any, ...]) -> str:

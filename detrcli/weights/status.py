@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ from detrcli.plugins.contract import Weights
 from detrcli.plugins.registry import Model
 from detrcli.weights import ledger
 from detrcli.weights.hub import Reference, cached
-from detrcli.weights.resolve import finished_runs
+from detrcli.weights.resolve import Run, finished_runs
 
 Kind = Literal["trained", "cached", "declared", "none"]
 
@@ -24,8 +25,9 @@ class Status:
     size: int | None = None  # bytes, where the file is here
 
 
-def status(model: Model) -> Status:
-    for run in finished_runs():
+def status(model: Model, runs: Sequence[Run] | None = None) -> Status:
+    """`runs` spares looking for finished runs again when many models are asked about."""
+    for run in finished_runs() if runs is None else runs:
         if run.model == model.name:
             return Status("trained", run.best, run.best.stat().st_size)
     for weights in model.variant.weights:

@@ -161,13 +161,20 @@ def test_info_shows_the_page_that_a_plugin_carries(desk: Desk):
     assert "owner/tiny:model.safetensors, cc-by-4.0" in told
     assert "not verified by us" in told
     assert "num_queries = 10" in told
+    assert "## Departs" in desk.zoo("info", "detr").out
     whole = desk.zoo("info", "detr", "--json").json
     assert whole["paper"]["venue"] == "ECCV"
     assert all(m["config"] and m["recipes"] for m in whole["models"])
 
 
 def test_unknown_names_are_answered_with_the_nearest(desk: Desk):
-    for command in (("info", "detx"), ("list", "detx"), ("pull", "detx"), ("path", "detr/r5O")):
+    for command in (
+        ("info", "detx"),
+        ("list", "detx"),
+        ("pull", "detx"),
+        ("verify", "detx"),
+        ("path", "detr/r5O"),
+    ):
         done = desk.zoo(*command)
         assert "unknown" in done.error(2)
         assert "did you mean" in done.err

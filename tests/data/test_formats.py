@@ -319,7 +319,7 @@ def test_ordinary_names_stay_inside(tmp_path, name):
     assert inside(tmp_path, name) == tmp_path / name
 
 
-def test_links_may_not_leave_the_folder_but_the_folder_may_be_a_link(tmp_path):
+def test_links_may_not_leave_the_folder_but_the_folder_may_be_a_link(tmp_path, monkeypatch):
     (tmp_path / "real").mkdir()
     (tmp_path / "elsewhere.png").touch()
     (tmp_path / "real" / "out.png").symlink_to(tmp_path / "elsewhere.png")
@@ -327,8 +327,20 @@ def test_links_may_not_leave_the_folder_but_the_folder_may_be_a_link(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "real")
     for root in (tmp_path / "real", tmp_path / "link"):
         assert inside(root, "in.png") == root / "in.png"
-        with pytest.raises(DataError, match="a link that leaves its folder"):
+        with pytest.raises(DataError, match="a link that leaves its folder") as caught:
             inside(root, "out.png")
+        assert "DETR_FOLLOW_LINKS=1" in (caught.value.hint or "")
+    monkeypatch.setenv("DETR_FOLLOW_LINKS", "1")
+    assert inside(tmp_path / "real", "out.png") == tmp_path / "real" / "out.png"
+    with pytest.raises(DataError, match="climbs out"):
+        inside(tmp_path / "real", "../elsewhere.png")
+
+
+def test_a_relative_folder_is_that_of_the_moment(tmp_path, monkeypatch):
+    for place in ("one", "two"):
+        (tmp_path / place / "pictures").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / place)
+        assert inside(Path("pictures"), "a.png") == Path("pictures/a.png")
 
 
 @given(st.text(st.sampled_from("./\\ab:C\0 "), max_size=12))

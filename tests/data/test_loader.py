@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
+import pickle
 import signal
+import subprocess
+import sys
 from itertools import chain
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detrcli.data.catalog import resolve
-from detrcli.data.loader import EpochSampler, Shard, collate, eval_loader, train_loader
+from detrcli.data.loader import Samples, collate, eval_loader, train_loader
+from detrcli.data.sampler import EpochSampler, Shard
 from detrcli.data.shapes import load_shapes
 from detrcli.data.transforms import normalise, training
 from detrcli.errors import DetrError, ImageError
@@ -74,6 +77,19 @@ def test_the_number_of_workers_changes_nothing(coco_folder):
     rest = list(parallel.epoch(1, start=2))  # as after a resume
     assert len(rest) == 2
     assert all(map(same, expected[2:], rest))
+
+
+@pytest.mark.parametrize("kind", ["detr", "flip", "none"])
+def test_what_workers_hold_survives_pickling(coco_folder, kind):
+    """As it must where processes are spawned."""
+    for dataset in (
+        load_shapes(count=4),
+        resolve(str(coco_folder), "train"),
+        load_shapes(count=9).select([8, 1]),
+    ):
+        samples = Samples(dataset, training(kind, TINY), seed=3)
+        copy = pickle.loads(pickle.dumps(samples))
+        assert same(samples[[(2, 1), (2, 0)]].batch, copy[[(2, 1), (2, 0)]].batch)
 
 
 def test_epochs_and_seeds_differ():
@@ -186,19 +202,47 @@ def test_the_death_of_a_worker_is_survived_once_and_then_named(tmp_path, times):
     assert signal.getsignal(signal.SIGCHLD) == before
 
 
-def test_memory_does_not_grow_over_epochs_with_workers():
-    """The workers' private memory after the last epochs is what it was after the second."""
-    batches = loader(load_shapes(count=200), workers=2, batch_size=8)
-    sizes = []
-    for epoch in range(4):
-        for _ in batches.epoch(epoch):
-            pass
-        workers = [int(p.pid) for p in multiprocessing.active_children()]
-        assert len(workers) == 2
-        sizes.append(sum(map(private_megabytes, workers)) + private_megabytes(os.getpid()))
-    assert sizes[-1] - sizes[1] < 12, sizes
+@dataclasses.dataclass(frozen=True)
+class Faulty:
+    """Pictures with a programming error in their reader."""
+
+    def read(self, index, name, size):
+        raise RuntimeError("a defect of the reader")
 
 
-def private_megabytes(pid: int) -> float:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_defect_in_a_worker_is_not_taken_for_its_death(workers):
+    dataset = dataclasses.replace(load_shapes(count=4), pictures=Faulty())
+    with pytest.raises(RuntimeError, match="a defect of the reader"):
+        list(eval_loader(dataset, TINY, workers=workers))
+
+
+GROWTH = """
+import multiprocessing
+from pathlib import Path
+from detrcli.data.loader import train_loader
+from detrcli.data.shapes import load_shapes
+from detrcli.data.transforms import training
+from detrcli.plugins.contract import Preprocess
+
+def private_megabytes(pid):
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+transform = training("detr", Preprocess(short_side=64, long_side=96))
+batches = train_loader(load_shapes(count=200), transform, batch_size=8, seed=0, workers=2)
+for epoch in range(5):
+    for _ in batches.epoch(epoch):
+        pass
+    workers = multiprocessing.active_children()
+    print(sum(private_megabytes(worker.pid) for worker in workers), len(workers))
+"""
+
+
+def test_memory_does_not_grow_over_epochs_with_workers():
+    """In a process of its own: the workers of a test run inherit, and slowly copy, all that the run has in memory."""
+    done = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
+    epochs = [line.split() for line in done.stdout.splitlines()]
+    assert [workers for _, workers in epochs] == ["2"] * 5
+    sizes = [float(size) for size, _ in epochs]
+    assert sizes[-1] - sizes[0] < 8, sizes

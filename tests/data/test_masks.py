@@ -1,4 +1,4 @@
-"""Instance masks: from polygons, RLE and the shapes' own outlines, through the loader, and only when a model asks."""
+"""Outlines of every kind, and how they travel with their objects."""
 
 from __future__ import annotations
 
@@ -7,97 +7,113 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pycocotools import mask as rle
 
-from detrcli.data.annotations import Builder, Dataset
-from detrcli.data.formats.coco import read_coco
-from detrcli.data.masks import draw, masks_of, without_outline
-from detrcli.data.shapes import CATEGORIES, Shapes, _coverage, load_shapes
-from detrcli.errors import DataError
+from detrcli.data.catalog import resolve
+from detrcli.data.loader import train_loader
+from detrcli.data.masks import draw
+from detrcli.data.transforms import training
+from detrcli.plugins.contract import Preprocess
 
-SIZE = (12, 20)
-BOX = (4.0, 2.0, 8.0, 6.0)
-POLYGON = [[4, 2, 12, 2, 12, 8, 4, 8]]
-FILLED = np.zeros(SIZE, np.uint8)
-FILLED[2:8, 4:12] = 1
+from .miniature import coco_document
 
-
-def compressed() -> dict[str, object]:
-    coded = rle.encode(np.asfortranarray(FILLED))
-    return {"size": coded["size"], "counts": coded["counts"].decode()}
+SIZE = (48, 64)
+BOX = np.array([8.0, 4.0, 20.0, 10.0])
+SQUARE = [8, 4, 28, 4, 28, 14, 8, 14]
 
 
-def uncompressed() -> dict[str, object]:
-    changes = np.flatnonzero(np.diff(FILLED.T.flatten(), prepend=9, append=9))  # column by column
-    return {"size": list(SIZE), "counts": np.diff(changes).tolist()}
+def drawn_square() -> np.ndarray:
+    mask = np.zeros(SIZE, np.uint8)
+    mask[4:14, 8:28] = 1
+    return mask
 
 
-@pytest.mark.parametrize("outline", [POLYGON, compressed(), uncompressed(), None, []])
-def test_every_form_of_outline_is_drawn(outline):
-    assert np.array_equal(draw(outline, BOX, SIZE), FILLED)
+def coded(mask: np.ndarray) -> dict:
+    found = rle.frPyObjects(runs(mask), *SIZE)
+    return {"size": list(SIZE), "counts": found["counts"].decode()}
 
 
-def objects_with(segment: object) -> Dataset:
-    builder = Builder(segments_wanted=True)
-    builder.image(1, "a.png", *SIZE)
-    builder.add(0, 7, 0, BOX, segment=json.dumps(segment))
-    return Dataset("x", "train", CATEGORIES, builder.build(), load_shapes(count=1).pictures)
+def runs(mask: np.ndarray) -> dict:
+    flat = mask.flatten(order="F")
+    ends = np.flatnonzero(np.diff(flat, prepend=0))
+    return {"size": list(SIZE), "counts": np.diff([0, *ends, flat.size]).tolist()}
 
 
 @pytest.mark.parametrize(
-    "broken",
+    "outline",
     [
-        [[1, 2, 3]],
-        [["a", "b", "c", "d", "e", "f"]],
-        {"size": list(SIZE)},
-        {"size": [5, 5], "counts": [25]},
-        {"size": list(SIZE), "counts": "\u00e9"},
-        "polygon",
-        7,
+        [SQUARE],
+        coded(drawn_square()),
+        runs(drawn_square()),
+        None,
+        [],
     ],
 )
-def test_an_outline_that_does_not_decode_is_told_by_its_annotation(broken):
-    annotations = objects_with(broken).annotations
-    with pytest.raises(DataError, match="annotation 7: its segmentation does not decode") as caught:
-        masks_of(annotations, annotations.objects(0), SIZE)
-    assert "remove it" in str(caught.value.hint)
+def test_polygons_run_lengths_and_nothing_give_the_same_square(outline):
+    assert np.array_equal(draw(outline, BOX, SIZE), drawn_square())
 
 
-def test_objects_without_outline_are_counted():
-    for segment, count in ((None, 1), ([], 1), (POLYGON, 0), (compressed(), 0)):
-        assert without_outline(objects_with(segment).annotations) == count
-    assert without_outline(load_shapes(count=3).annotations) == len(load_shapes(count=3).annotations.ids)
+def test_polygons_of_one_object_are_joined():
+    other = [40, 20, 50, 20, 50, 30, 40, 30]
+    assert draw([SQUARE, other], BOX, SIZE).sum() == drawn_square().sum() + 100
 
 
-def test_outlines_are_read_only_when_asked_for():
-    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": list(BOX), "area": 48, "iscrowd": 0}
-    document = {
-        "images": [{"id": 1, "file_name": "a.png", "height": 12, "width": 20}],
-        "annotations": [annotation | {"segmentation": POLYGON}],
-        "categories": [{"id": 1, "name": "thing"}],
-    }
-    assert read_coco(document, "x.json")[0].segments is None
-    assert read_coco(document, "x.json", masks=True)[0].segments is not None
-    assert load_shapes(count=2).annotations.segments is None
+@given(st.integers(0, 2**32))
+def test_compressed_run_lengths_are_read_as_they_were_written(seed):
+    rng = np.random.default_rng(seed)
+    mask = (rng.random(SIZE) < rng.random()).astype(np.uint8)
+    assert np.array_equal(draw(coded(mask), BOX, SIZE), mask)
+    assert np.array_equal(draw(runs(mask), BOX, SIZE), mask)
 
 
-@pytest.mark.parametrize("index", range(8))
-def test_the_shapes_outlines_are_the_shapes(index):
-    dataset = load_shapes("hard", count=8, masks=True)
-    pictures = dataset.pictures
-    assert isinstance(pictures, Shapes)
-    masks = masks_of(dataset.annotations, dataset.annotations.objects(index), (128, 128))
-    assert masks is not None
-    for mask, thing in zip(masks, pictures.things(index), strict=True):
-        painted = torch.zeros(128, 128)
-        inside = torch.from_numpy(_coverage(thing.label, thing.side))
-        painted[thing.top : thing.top + thing.side, thing.left : thing.left + thing.side] = inside
-        overlap = (mask.bool() & (painted > 0.5)).sum() / (mask.bool() | (painted > 0.5)).sum()
-        assert overlap > 0.85
+@pytest.mark.parametrize("workers", [0, 1])
+def test_masks_travel_with_their_objects(coco_folder, workers):
+    document = coco_document()
+    for row in document["annotations"]:
+        x, y, w, h = row["bbox"]
+        row["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    for split in ("train2017", "val2017"):
+        (coco_folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
+    dataset = resolve(str(coco_folder), "train", masks=True)
+    tiny = Preprocess(short_side=64, long_side=96)
+    batches = train_loader(dataset, training("detr", tiny), batch_size=4, seed=0, workers=workers)
+    checked = 0
+    for epoch in range(4):
+        (batch,) = batches.epoch(epoch)
+        for target, padding in zip(batch.targets, batch.mask, strict=True):
+            masks = target.extras["masks"]
+            assert masks.shape == (len(target.labels), *padding.shape)
+            assert masks.dtype == torch.bool
+            assert not (masks & padding).any()
+            height, width = (~padding).sum(0).max(), (~padding).sum(1).max()
+            for mask, (_, _, w, h) in zip(masks, target.boxes, strict=True):
+                assert abs(int(mask.sum()) - float(w * width * h * height)) <= 2 * (height + width)
+                checked += 1
+    assert checked > 8
 
 
-def test_a_written_data_set_keeps_its_outlines():
-    document = load_shapes(count=3, masks=True).to_coco()
-    annotations, *_ = read_coco(document, "x.json", masks=True)
-    assert without_outline(annotations) == 0
-    assert "segmentation" not in load_shapes(count=3).to_coco()["annotations"][0]
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=8)
+        | st.dictionaries(st.sampled_from(["counts", "size", "x"]), inner, max_size=3)
+    ),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ANYTHING | st.lists(st.lists(st.floats() | st.integers(), max_size=9), max_size=3))
+def test_any_outline_gives_a_mask_of_the_pictures_size_or_none(outline):
+    mask = draw(outline, BOX, SIZE)
+    assert mask is None or mask.shape == SIZE
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(-5, 4000), max_size=6), st.text(st.characters(max_codepoint=127), max_size=12))
+def test_run_lengths_that_do_not_fill_the_picture_are_not_followed(counts, text):
+    for value in (counts, text):
+        mask = draw({"size": list(SIZE), "counts": value}, BOX, SIZE)
+        assert mask is None or mask.shape == SIZE

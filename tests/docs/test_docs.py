@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -69,6 +70,7 @@ def test_python_of_a_page_runs(page, workplace):
     run = subprocess.run(
         [sys.executable, "-W", "error::SyntaxWarning", "-c", code],
         cwd=workplace,
+        env=os.environ | {"DETR_RUNS": "runs"},
         capture_output=True,
         text=True,
     )

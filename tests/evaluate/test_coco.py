@@ -123,7 +123,10 @@ def one_object() -> tuple[TruthTable, DetectionTable]:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_perfect_answer_scores_one_and_none_scores_zero(backend):
     truth, found = one_object()
-    perfect, nothing = score(truth, found, backend=backend), score(truth, DetectionTable.empty(), backend=backend)
+    perfect, nothing = (
+        score(truth, found, backend=backend),
+        score(truth, DetectionTable.empty(), backend=backend),
+    )
     for value in (perfect.metrics["ap"], perfect.metrics["ar1"], perfect.classes[0].metrics["ap_medium"]):
         assert value == pytest.approx(1, abs=1e-12)
     assert perfect.metrics["ap_large"] == nothing.metrics["ap_large"] == -1
@@ -208,7 +211,8 @@ def test_corner_boxes_given_as_xywh_are_recognised():
 
 finite = st.floats(allow_nan=False, allow_infinity=False, width=64).filter(lambda x: abs(x) < 2**62)
 tables = st.lists(
-    st.tuples(st.integers(0, 2**40), st.integers(0, 90), finite, st.lists(finite, min_size=4, max_size=4)), max_size=6
+    st.tuples(st.integers(0, 2**40), st.integers(0, 90), finite, st.lists(finite, min_size=4, max_size=4)),
+    max_size=6,
 )
 
 
@@ -226,8 +230,12 @@ def test_saved_detections_come_back_to_the_last_bit(tmp_path, rows):
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=5)
-    | st.dictionaries(st.sampled_from(["image_id", "category_id", "bbox", "score", "x"]), inner, max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.dictionaries(
+            st.sampled_from(["image_id", "category_id", "bbox", "score", "x"]), inner, max_size=5
+        )
+    ),
     max_leaves=25,
 )
 

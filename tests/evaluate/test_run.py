@@ -20,9 +20,7 @@ from tests.spotter import CATEGORIES, PREPROCESS, Spotter
 
 
 def run(dataset, model=None, **options):
-    return evaluate(
-        model or Spotter(), dataset, preprocess=PREPROCESS, postprocess=sigmoid_topk, **options
-    )
+    return evaluate(model or Spotter(), dataset, preprocess=PREPROCESS, postprocess=sigmoid_topk, **options)
 
 
 def same(a, b) -> bool:
@@ -65,7 +63,10 @@ def test_progress_and_mode_are_kept(dataset):
 def test_whole_batches_are_dealt_out_once_each(dataset, ranks):
     """Nine ranks are more than there are batches: some have nothing to do."""
     shares = [
-        [batch.image_ids for batch in eval_loader(dataset, PREPROCESS, batch_size=2, rank=r, world_size=ranks)]
+        [
+            batch.image_ids
+            for batch in eval_loader(dataset, PREPROCESS, batch_size=2, rank=r, world_size=ranks)
+        ]
         for r in range(ranks)
     ]
     dealt = [batch for share in shares for batch in share]

@@ -24,7 +24,8 @@ SCHEMA = json.loads((Path(__file__).parents[2] / "docs/schema/predict.schema.jso
 @pytest.fixture
 def detr(capsys, monkeypatch, tmp_path):
     """The command with a model that finds what is known to be there."""
-    monkeypatch.setattr(load_module, "load", lambda *names: spotter())
+    write_run(Path(os.environ["DETR_RUNS"]) / "train" / "detr-tiny-1")
+    monkeypatch.setattr(load_module, "load", lambda choice, device: spotter())
     monkeypatch.chdir(tmp_path)
     return lambda *args: commands.detr("predict", *args, capsys=capsys, monkeypatch=monkeypatch)
 
@@ -41,8 +42,10 @@ def test_a_picture_in_a_picture_and_json_out(detr, pictures, tmp_path):
     ended = detr(pictures / "one.png", "--model", "detr")
     assert ended.code == 0
     assert ended.out == ""
-    assert "spotter/plain: made by hand" in ended.err
-    assert "1 picture: 1 red spot, 1 blue spot" in ended.err or "1 picture: 1 blue spot, 1 red spot" in ended.err
+    assert "detr/tiny: the newest finished run" in ended.err
+    assert (
+        "1 picture: 1 red spot, 1 blue spot" in ended.err or "1 picture: 1 blue spot, 1 red spot" in ended.err
+    )
     [folder] = Path(os.environ["DETR_RUNS"]).glob("predict/*")
     assert folder.name == "spotter-plain-1"
     assert str(folder) in ended.err
@@ -66,7 +69,7 @@ def test_lines_go_to_stdout_and_nothing_to_disk(detr, pictures):
     assert len(lines) == 2
     for line in lines:
         jsonschema.validate(line, SCHEMA)
-    assert not Path(os.environ["DETR_RUNS"]).exists()
+    assert not (Path(os.environ["DETR_RUNS"]) / "predict").exists()
     assert detr(pictures, "--model", "detr", "--out", "-", "--json").code == 2
 
 
@@ -119,8 +122,8 @@ def test_every_option_reaches_the_predictor(detr, pictures, monkeypatch):
         return iter(())
 
     monkeypatch.setattr(run_module.Predictor, "predict", predict)
-    flags = "--conf 0.6 --top 3 --classes 3,17 --max-size 640 --batch 4 --amp bf16 --tile 800 -r".split()
-    assert detr(pictures, "--model", "detr", "--device", "cpu", *flags).code == 0
+    flags = ["--conf", 0.6, "--top", 3, "--classes", "3,17", "--max-size", 640, "--batch", 4, "--tile", 800]
+    assert detr(pictures, "--model", "detr", "--amp", "bf16", "--device", "cpu", "-r", *flags).code == 0
     del seen["on_failure"]
     assert seen == {
         "conf": 0.6,
@@ -142,7 +145,9 @@ def run(tmp_path):
 
 def test_the_newest_run_of_a_model_is_used_and_named(run, pictures, tmp_path):
     env = {"DETR_RUNS": "runs", "HF_HUB_OFFLINE": "1"}
-    ended = process("predict", pictures / "one.png", "-m", "detr/tiny", "--conf", "0", "--top", "3", cwd=tmp_path, env=env)
+    ended = process(
+        "predict", pictures / "one.png", "-m", "detr/tiny", "--conf", "0", "--top", "3", cwd=tmp_path, env=env
+    )
     assert ended.code == 0, ended.err
     assert "the newest finished run of detr/tiny: runs/train/detr-tiny-1/best.safetensors" in ended.err
     document = json.loads((tmp_path / "runs/predict/detr-tiny-1/predictions.json").read_text())
@@ -150,7 +155,9 @@ def test_the_newest_run_of_a_model_is_used_and_named(run, pictures, tmp_path):
 
 
 def test_without_weights_the_ways_on_are_named(pictures, tmp_path):
-    ended = process("predict", pictures / "one.png", "-m", "detr/tiny", cwd=tmp_path, env={"DETR_RUNS": "runs"})
+    ended = process(
+        "predict", pictures / "one.png", "-m", "detr/tiny", cwd=tmp_path, env={"DETR_RUNS": "runs"}
+    )
     assert "no weights for detr/tiny" in ended.error(4)
     for way in ("detr train DATA --model detr/tiny", "detr zoo convert", "--weights"):
         assert way in ended.err
@@ -158,7 +165,20 @@ def test_without_weights_the_ways_on_are_named(pictures, tmp_path):
 
 def test_a_reader_that_goes_away_ends_it_quietly(run, pictures, tmp_path):
     names = f"{pictures}/one.png\n" * 400
-    command = [sys.executable, "-m", "detrcli", "-q", "predict", "-", "-m", "detr/tiny", "--conf", "0", "--out", "-"]
+    command = [
+        sys.executable,
+        "-m",
+        "detrcli",
+        "-q",
+        "predict",
+        "-",
+        "-m",
+        "detr/tiny",
+        "--conf",
+        "0",
+        "--out",
+        "-",
+    ]
     env = os.environ | {"DETR_RUNS": "runs", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, cwd=tmp_path, env=env, text=True,

@@ -98,7 +98,9 @@ def test_a_silent_server_is_given_up(server, monkeypatch):
         download(server + "/silent")
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1/x.png", "http://", "http://[::1", "https://127.0.0.1:99999/x"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1/x.png", "http://", "http://[::1", "https://127.0.0.1:99999/x"]
+)
 def test_addresses_that_lead_nowhere_are_said(url):
     with pytest.raises(ImageError, match="http"):
         download(url)

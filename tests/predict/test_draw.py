@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -45,7 +47,7 @@ def test_colours_are_stable_and_neighbours_differ():
     assert colour_of(1) == colour_of(1)
     colours = [colour_of(i) for i in range(91)]
     assert len(set(colours)) == 91
-    for a, b in zip(colours, colours[1:], strict=False):
+    for a, b in pairwise(colours):
         assert sum(abs(x - y) for x, y in zip(a, b, strict=True)) > 100
     assert all(abs(sum(ink_on(c)) / 3 - (0.3 * c[0] + 0.6 * c[1] + 0.1 * c[2])) > 90 for c in colours)
 
@@ -75,7 +77,9 @@ def test_names_are_drawn_in_letters_that_there_are_or_by_id():
     assert len(label_of(Detection(3, "long " * 50, 0.5, (0, 0, 1, 1)))) < 40
 
 
-@given(st.lists(st.tuples(st.integers(0, 90), st.text(max_size=8), number, number, number, number), max_size=6))
+@given(
+    st.lists(st.tuples(st.integers(0, 90), st.text(max_size=8), number, number, number, number), max_size=6)
+)
 @settings(max_examples=25, deadline=None)
 def test_any_boxes_and_names_are_drawn(rows):
     found = [Detection(i, name, 0.5, (x1, y1, x2, y2)) for i, name, x1, y1, x2, y2 in rows]

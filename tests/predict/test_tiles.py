@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,7 +28,7 @@ def test_tiles_cover_the_picture_overlap_and_stay_inside(height, width, tile):
         assert all(0 <= s <= max(0, length - tile) for s in starts)
         if tiles:
             assert starts[-1] + min(tile, length) == length
-        steps = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+        steps = [b - a for a, b in pairwise(starts)]
         assert all(step <= tile * (1 - OVERLAP) + 1 for step in steps)
 
 
@@ -43,7 +45,9 @@ def test_a_large_scene_shows_what_one_pass_misses():
     assert len(tiled) == len(apart) + 1
     for x1, y1, x2, y2, colour in (*apart, large):
         name = "red spot" if colour == RED else "blue spot"
-        assert any(d.box == pytest.approx((x1, y1, x2, y2), abs=10) for d in tiled.detections if d.name == name)
+        assert any(
+            d.box == pytest.approx((x1, y1, x2, y2), abs=10) for d in tiled.detections if d.name == name
+        )
 
 
 def answer(*rows: tuple[float, int, tuple[float, ...]]) -> Detections:
@@ -93,7 +97,9 @@ def test_a_small_object_before_a_large_one_is_kept():
 
 
 def test_tiles_and_batches_go_together():
-    pictures = [scene((700, 500), scatter((700, 500), 6, 24, seed)) for seed in range(3)] + [scene((90, 90), ())]
+    pictures = [scene((700, 500), scatter((700, 500), 6, 24, seed)) for seed in range(3)] + [
+        scene((90, 90), ())
+    ]
     one = [r.to_dict()["detections"] for r in spotter().predict(pictures, tile=300)]
     four = [r.to_dict()["detections"] for r in spotter().predict(pictures, tile=300, batch=4)]
     assert [len(found) for found in one] == [6, 6, 6, 0]

@@ -31,7 +31,9 @@ def written(tmp_path):
         path.parent.mkdir(exist_ok=True)
         scene(size).save(path)
         sources.append(path)
-    outputs = Outputs.in_folder(Target(folder, CATEGORIES, {"model": "spotter/plain", "weights": "hand"}), list(FORMS))
+    outputs = Outputs.in_folder(
+        Target(folder, CATEGORIES, {"model": "spotter/plain", "weights": "hand"}), list(FORMS)
+    )
     results = list(spotter().predict(sources))
     for result in results:
         outputs.write(result)
@@ -55,7 +57,9 @@ def test_json_documents_follow_the_published_schema(written):
     lines = [json.loads(line) for line in (written.folder / "predictions.jsonl").read_text().splitlines()]
     for line in lines:
         jsonschema.validate(line, SCHEMA)
-    assert [{k: v for k, v in line.items() if k != "schema_version"} for line in lines[:3]] == document["images"]
+    assert [{k: v for k, v in line.items() if k != "schema_version"} for line in lines[:3]] == document[
+        "images"
+    ]
     assert lines[3]["error"] == "gone.png: no such file"
 
 
@@ -73,9 +77,16 @@ def test_coco_results_refer_to_the_images_file(written):
     assert ids[139].endswith("000000000139.png")
     assert len(ids) == 3
     assert {row["image_id"] for row in rows} <= set(ids)
-    assert {c["id"]: c["name"] for c in document["categories"]} == dict(zip(CATEGORIES.ids, CATEGORIES.names, strict=True))
+    assert {c["id"]: c["name"] for c in document["categories"]} == dict(
+        zip(CATEGORIES.ids, CATEGORIES.names, strict=True)
+    )
     first = written.results[0].detections[0]
-    assert rows[0]["bbox"] == [first.box[0], first.box[1], first.box[2] - first.box[0], first.box[3] - first.box[1]]
+    assert rows[0]["bbox"] == [
+        first.box[0],
+        first.box[1],
+        first.box[2] - first.box[0],
+        first.box[3] - first.box[1],
+    ]
 
 
 def test_yolo_lines_are_relative_centres(written):
@@ -115,12 +126,15 @@ def test_unknown_forms_and_unwritable_places_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["ünïcödé 猫.png", "new\nline.png", "tab\t.png", ".hidden.png", "a" * 240 + ".png", "qu'o\"te*?.png"]
+    "name",
+    ["ünïcödé 猫.png", "new\nline.png", "tab\t.png", ".hidden.png", "a" * 240 + ".png", "qu'o\"te*?.png"],
 )
 def test_any_file_name_becomes_files_and_stays_in_the_json(tmp_path, name):
     path = tmp_path / name
     scene().save(path)
-    outputs = Outputs.in_folder(Target(tmp_path / "out", CATEGORIES, {"model": "m", "weights": "w"}), list(FORMS))
+    outputs = Outputs.in_folder(
+        Target(tmp_path / "out", CATEGORIES, {"model": "m", "weights": "w"}), list(FORMS)
+    )
     for result in spotter().predict([path]):
         outputs.write(result)
     outputs.close([])

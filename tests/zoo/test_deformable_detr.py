@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from detrcli.boxes import cxcywh_to_xyxy, iou
 from detrcli.errors import CheckpointError, UsageError
+from detrcli.nn import matcher
 from detrcli.plugins.registry import Model, resolve
 from detrcli.train.optim import parameter_groups
 from detrcli.types import Output, Target
+from detrcli.weights.keymap import revert
 from detrcli.weights.load import load_state
 from detrcli_deformable_detr.attention import ring_offsets
 from detrcli_deformable_detr.config import DeformableDetrConfig
@@ -233,6 +235,16 @@ def test_no_objects_or_more_than_queries_train(counts: tuple[int, ...]) -> None:
     assert {"ce", "bbox_0", "giou_enc", "ce_enc"} <= losses.terms.keys()
 
 
+def test_more_objects_than_queries_are_noted_once(caplog: pytest.LogCaptureFixture) -> None:
+    matcher._note_more_objects.cache_clear()
+    module, (images, mask) = model("plain"), pictures((64, 64))
+    for _ in range(2):
+        criterion()(module(images, mask), [objects(12)])
+    (note,) = caplog.messages
+    assert "10 queries" in note
+    assert "model.num_queries" in note
+
+
 def test_one_picture_is_learnt_by_heart() -> None:
     torch.manual_seed(0)
     module, (images, mask) = TINY.build(3).train(), pictures((64, 64))
@@ -305,6 +317,39 @@ def test_a_file_of_another_variant_names_what_differs(file: str, words: str) -> 
         load_state(ours.build(3), tensors, ours.family, ours.config)
     assert words in caught.value.message
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("layout", ["native", "official", "hub"])
+@pytest.mark.parametrize(
+    ("file", "wanted", "words"),
+    [
+        ("r50-refine", "r50-two-stage", "queries"),
+        ("r50-two-stage", "r50", "queries"),
+        ("r50", "r50-single-scale", "levels"),
+    ],
+)
+def test_a_file_of_another_variant_names_it(file: str, wanted: str, words: str, layout: str) -> None:
+    theirs, ours = resolve(f"deformable_detr/{file}"), resolve(f"deformable_detr/{wanted}")
+    with torch.device("meta"):
+        tensors, module = theirs.build().state_dict(), ours.build()
+    if layout != "native":
+        tensors = revert(theirs.family.key_maps[layout](theirs.config), tensors)
+    with pytest.raises(CheckpointError) as caught:
+        load_state(module, tensors, ours.family, ours.config)
+    assert words in caught.value.message
+    assert f"--model deformable_detr/{file}" in (caught.value.hint or "")
+
+
+def test_a_refined_file_for_a_plain_model_names_the_variant() -> None:
+    """Plain models share one head, refined ones do not: the first contradiction is in the values."""
+    theirs, ours = variant("refine"), variant("plain")
+    family = replace(
+        ours.family, variants=(replace(ours.variant, name="plain"), replace(theirs.variant, name="fine"))
+    )
+    tensors = revert(family.key_maps["official"](theirs.config), model("refine").state_dict())
+    with pytest.raises(CheckpointError, match="class_embed") as caught:
+        load_state(ours.build(3), tensors, family, ours.config)
+    assert "--model deformable_detr/fine" in (caught.value.hint or "")
 
 
 def test_a_file_of_other_classes_names_the_head() -> None:

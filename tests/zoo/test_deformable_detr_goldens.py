@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detrcli.plugins.registry import Model, resolve
 from detrcli.types import Output
-from detrcli.weights.keymap import apply
+from detrcli.weights.keymap import apply, revert
 from detrcli.weights.load import load_state
 
 from .golden import Golden, aux_boxes, check_gradients, check_losses, golden, probe
@@ -203,3 +203,15 @@ def _hub_tensors(reference: Golden) -> dict[str, Tensor]:
         else:
             tensors[name] = weights[source].clone()
     return tensors
+
+
+@each_variant
+def test_files_are_written_with_exactly_the_foreign_names(case: Case) -> None:
+    reference, declared = golden("deformable_detr", case.golden), resolve(f"deformable_detr/{case.variant}")
+    with torch.device("meta"):
+        state = declared.build().state_dict()
+    official = revert(declared.family.key_maps["official"](declared.config), state)
+    assert set(official) == set(reference.spec["manifest"]) | set(reference.spec["aliases"])
+    layout = json.loads(reference.path.with_suffix(".hub.json").read_text())["map"]
+    hub = revert(declared.family.key_maps["hub"](declared.config), state)
+    assert set(hub) == {name for name, source in layout.items() if source is not None}

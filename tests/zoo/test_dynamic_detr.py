@@ -11,14 +11,17 @@ from torch import Tensor, nn
 
 import detrcli
 from detrcli.config import assign
-from detrcli.errors import ModelError, UsageError
+from detrcli.errors import CheckpointError, ModelError, UsageError
 from detrcli.plugins import Recipe, resolve
 from detrcli.plugins.backbones import BackboneConfig
 from detrcli.train.optim import rate_at
 from detrcli.train.plan import Request, make_plan
-from detrcli.types import Output, Target
+from detrcli.types import Categories, Output, Target
+from detrcli.weights.load import load_state
 from detrcli_dynamic_detr.config import DynamicDetrConfig
 from detrcli_dynamic_detr.fpn import FPN
+from detrcli_dynamic_detr.operators import deform_conv2d
+from detrcli_dynamic_detr.pooling import Pooling, draw
 
 PAGE = Path(__file__).parents[2] / "docs" / "models" / "dynamic_detr.md"
 TINY = resolve("dynamic_detr/tiny")
@@ -41,7 +44,9 @@ def test_the_published_size():
     assert 58e6 <= resolve("dynamic_detr/r50").variant.params < 59e6
 
 
-@pytest.mark.parametrize(("epochs", "picked"), [(12, 12), (13, 12), (36, 36), (50, 50), (100, 50), (None, 12)])
+@pytest.mark.parametrize(
+    ("epochs", "picked"), [(12, 12), (13, 12), (36, 36), (50, 50), (100, 50), (None, 12)]
+)
 def test_epochs_pick_the_schedule(epochs, picked):
     plan = make_plan(Request(data="coco", model="dynamic_detr", epochs=epochs))
     lengths = {r.source: r.epochs for r in resolve("dynamic_detr").variant.recipes}
@@ -121,19 +126,22 @@ def test_a_picture_that_is_not_finite_is_answered_so_and_nothing_crashes():
         torch.testing.assert_close(output.logits[1], whole.logits[1])
 
 
-def test_padding_does_not_move_boxes():
-    """Boxes count from the picture's own size: the same answer covers the same share of the smaller picture."""
-    model = tiny().eval()
-    images = torch.randn(1, 3, 64, 96)
-    mask = torch.zeros(1, 64, 96, dtype=torch.bool)
+def test_boxes_count_from_the_picture_without_its_padding():
+    """A box of the whole picture is pooled up to where the padding begins, and answered as 1 x 1."""
+    model = tiny(neighbour_order="resize_offsets").eval()
+    images, mask = torch.randn(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool)
     mask[:, :, 64:] = True
-    padded, start = model(images, mask), tiny(start_box=(0.5, 0.5, 2 / 3, 1.0)).eval()
-    assert not torch.equal(padded.boxes, model(images).boxes)
-    assert torch.isfinite(start(images, mask).boxes).all()
+    pooled = []
+    model.pool = lambda canvas, boxes, sizes: (
+        pooled.append((boxes, sizes)) or Pooling.__call__(tiny().pool, canvas, boxes, sizes)
+    )
+    output = model(images, mask)
+    assert [sizes.tolist() for _, sizes in pooled] == [[[64, 64]]] * 2
+    torch.testing.assert_close(output.boxes, torch.tensor([0.5, 0.5, 1.0, 1.0]).expand(1, 10, 4))
 
 
 def test_boxes_are_detached_between_layers_but_their_start_is_learned():
-    model = tiny()
+    model = tiny(box_init="xavier")
     output = model(torch.randn(1, 3, 64, 64))
     (first,) = output.aux
     assert torch.autograd.grad(first.boxes.sum(), model.box_embed.weight, retain_graph=True)[0].any()
@@ -155,14 +163,14 @@ def test_softmax_reading():
 
 def test_a_backbone_with_other_strides_is_refused():
     network = BackboneConfig(name="test_resnet", levels=(4, 5), norm="group", frozen=(), pretrained=None)
-    odd = replace(network, name="test_convnext", levels=(2, 3))
     assert tiny(backbone=network).backbone.strides == (16, 32)
-    with pytest.raises(UsageError, match="halve one after another"):
-        assign(TINY.config, {"backbone.dilated": True})
-    with pytest.raises(UsageError, match="halve one after another"):
-        assign(TINY.config, {"backbone.levels": [2, 4]})
-    with pytest.raises((ModelError, ValueError)):
-        tiny(backbone=replace(odd, name="test_vit", norm="default"))
+    for change in ({"backbone.dilated": True}, {"backbone.levels": [2, 4]}):
+        with pytest.raises(UsageError, match="halve one after another"):
+            assign(TINY.config, change)
+    with pytest.raises(UsageError, match="levels"):
+        tiny(backbone=replace(network, name="test_vit", norm="default"))
+    with torch.device("meta"), pytest.raises(ModelError, match=r"strides \(14,\)"):
+        tiny(backbone=replace(network, name="vit_small_patch14_dinov2", norm="default", levels=(3,)))
 
 
 def test_choices_that_do_not_fit_are_refused():
@@ -171,49 +179,77 @@ def test_choices_that_do_not_fit_are_refused():
             assign(TINY.config, changes)
 
 
-def test_weights_of_fewer_classes_start_a_model_of_more(tmp_path):
-    from detrcli.types import Categories
-    from detrcli.weights.file import save
+def test_weights_of_other_classes_start_a_model():
+    """Class rows are taken over by name, the others made anew; everything else must fit."""
+    old, new = Categories((1, 2), ("cat", "dog")), Categories((1, 2, 3), ("dog", "emu", "cat"))
+    donor = TINY.family.build_model(TINY.config, 2)
+    for head in donor.class_heads:
+        nn.init.normal_(head.answer.bias)
+    model = tiny()
+    report = load_state(model, donor.state_dict(), TINY.family, TINY.config, classes=(old, new))
+    assert len(report.remade) == 2 * len(model.class_heads)
+    for ours, theirs in zip(model.class_heads, donor.class_heads, strict=True):
+        assert torch.equal(ours.answer.bias[[2, 0]], theirs.answer.bias)
+    with pytest.raises(CheckpointError, match="class_heads"):
+        load_state(tiny(), donor.state_dict(), TINY.family, TINY.config)
 
-    assert save
-    assert Categories
-    assert tmp_path
 
+class LayerAndPooling(nn.Module):
+    """All that is not plain in the model: one layer of the encoder, and boxes pooled from its answer."""
 
-class Tuple(nn.Module):
-    """A detector that answers with tensors, as exports do."""
-
-    def __init__(self, detector: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.detector = detector
+        model = tiny(offset_init="default", neighbour_order="resize_offsets")
+        self.layer, self.pool = model.encoder.layers[0], model.pool
 
-    def forward(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.detector(images, mask)
-        return output.logits, output.boxes
+    def forward(self, p3: Tensor, p4: Tensor, p5: Tensor, boxes: Tensor, sizes: Tensor) -> Tensor:
+        return self.pool(draw(self.layer([p3, p4, p5])), boxes, sizes)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize(("form", "opset", "operator"), [("auto", 20, "DeformConv"), ("grid_sample", 18, "GridSample")])
-def test_onnx_runtime_gives_the_same_answers(tmp_path, form, opset, operator):
+class Convolution(nn.Module):
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return deform_conv2d(x, offset, mask, weight, bias, stride=2, form="grid_sample")
+
+
+def exported(
+    module: nn.Module, inputs: tuple[Tensor, ...], path: Path, opset: int
+) -> tuple[list[Tensor], set[str]]:
+    """What the module answers in ONNX Runtime, and the operators its graph uses."""
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    model = Tuple(tiny(operators=form, offset_init="default", neighbour_order="resize_offsets")).eval()
-    images, mask = torch.randn(2, 3, 64, 96), torch.zeros(2, 64, 96, dtype=torch.bool)
-    mask[1, 48:] = True
-    free = torch.export.Dim.DYNAMIC
-    shapes = ({0: free, 2: free, 3: free}, {0: free, 1: free, 2: free})
-    program = torch.export.export(model, (images, mask), dynamic_shapes=shapes)
-    torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False).save(tmp_path / "model.onnx")
-    used = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
-    assert {operator, "RoiAlign"} <= used
-    assert ("DeformConv" in used) == (form == "auto")
-    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    program = torch.export.export(module, inputs)
+    torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False).save(path)
+    session = runtime.InferenceSession(path)
     names = [i.name for i in session.get_inputs()]
-    for x, m in ((images, mask), (torch.randn(1, 3, 40, 70), torch.zeros(1, 40, 70, dtype=torch.bool))):
-        answers = session.run(None, dict(zip(names, (x.numpy(), m.numpy()), strict=True)))
-        for ours, theirs in zip(model(x, m), answers, strict=True):
-            torch.testing.assert_close(ours, torch.from_numpy(theirs), rtol=0, atol=1e-4)
+    answers = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+    return [torch.from_numpy(a) for a in answers], {n.op_type for n in onnx.load(path).graph.node}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_onnx_runtime_gives_the_same_answers(tmp_path):
+    maps = [torch.randn(2, 64, *size) for size in ((9, 13), (5, 7), (3, 4))]
+    given = (*maps, torch.rand(2, 6, 4), torch.tensor([[72, 104], [60, 100]]))
+    module = LayerAndPooling().eval()
+    answers, used = exported(module, given, tmp_path / "model.onnx", 20)
+    assert {"DeformConv", "RoiAlign"} <= used
+    torch.testing.assert_close(answers[0], module(*given), rtol=0, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_runtime_without_deform_conv_gets_grid_sample(tmp_path):
+    given = (
+        torch.randn(2, 4, 7, 9),
+        torch.randn(2, 18, 4, 5),
+        torch.rand(2, 9, 4, 5),
+        torch.randn(4, 4, 3, 3),
+        torch.randn(4),
+    )
+    answers, used = exported(Convolution(), given, tmp_path / "conv.onnx", 18)
+    assert "GridSample" in used
+    assert "DeformConv" not in used
+    wanted = deform_conv2d(*given, stride=2, form="operator")
+    torch.testing.assert_close(answers[0], wanted, rtol=0, atol=1e-4)
 
 
 def test_it_is_reachable_from_python():

@@ -89,7 +89,9 @@ def pyramid() -> list[Tensor]:
 
 
 def pooling(form: str = "auto") -> Pooling:
-    return Pooling(levels=(3, 4, 5, 6, 7), size=7, samples=2, canonical_size=224, canonical_level=4, form=form)
+    return Pooling(
+        levels=(3, 4, 5, 6, 7), size=7, samples=2, canonical_size=224, canonical_level=4, form=form
+    )
 
 
 @pytest.mark.parametrize("form", ["auto", "operator"])

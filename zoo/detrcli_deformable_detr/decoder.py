@@ -92,8 +92,11 @@ class Decoder(nn.Module):
         return answers
 
 
-def move_boxes(delta: Tensor, reference: Tensor) -> Tensor:
-    """Boxes (..., 4) that lie `delta` (..., 4), in logits, from their reference: all of a box, the centre of a point."""
+def move_boxes(delta: Tensor, reference: Tensor, eps: float = 1e-5) -> Tensor:
+    """Boxes (..., 4) that lie `delta` (..., 4), in logits, from their reference: all of a box, the centre of a point.
+
+    References count as at least `eps` away from 0 and 1.
+    """
     delta = delta.to(torch.promote_types(delta.dtype, reference.dtype))
     known = reference.shape[-1]
-    return torch.cat((delta[..., :known] + inverse_sigmoid(reference), delta[..., known:]), -1).sigmoid()
+    return torch.cat((delta[..., :known] + inverse_sigmoid(reference, eps), delta[..., known:]), -1).sigmoid()

@@ -12,7 +12,7 @@ from detrcli.weights.layouts import COUNTERS, HUB_SPELLINGS
 from detrcli_deformable_detr.config import DeformableDetrConfig
 
 # the official decoder counts its norms as they are built; here they count as they are used
-_OFFICIAL_DECODER = {
+OFFICIAL_DECODER = {
     "self_attn.**": "self_attn.**",
     "cross_attn.**": "cross_attn.**",
     "norm2.*": "norm1.*",
@@ -21,7 +21,7 @@ _OFFICIAL_DECODER = {
     "linear1.*": "ffn.linear1.*",
     "linear2.*": "ffn.linear2.*",
 }
-_OFFICIAL_ENCODER = {
+OFFICIAL_ENCODER = {
     "self_attn.**": "self_attn.**",
     "norm1.*": "norm1.*",
     "norm2.*": "norm2.*",
@@ -55,7 +55,7 @@ def official(config: DeformableDetrConfig) -> KeyMap:
             Rename("backbone.0.body.**", "backbone.body.**"),
             Rename("input_proj.**", "levels.input_proj.**"),
             Rename("query_embed.weight", "queries.query_embed.weight"),
-            *_transformer("transformer", _OFFICIAL_ENCODER, _OFFICIAL_DECODER),
+            *_transformer("transformer", OFFICIAL_ENCODER, OFFICIAL_DECODER),
             *_heads(config, "transformer.decoder"),
         )
     )

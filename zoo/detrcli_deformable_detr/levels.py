@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detrcli.nn.backbone import resize_mask
-from detrcli.nn.position import sine_positions
+from detrcli.nn.position import TEMPERATURE, sine_positions
 
 Map = tuple[Tensor, Tensor]  # features (B, C, H, W) and padding (B, H, W)
 
@@ -29,11 +29,20 @@ class Levels(nn.Module):
     """Brings every level to one width, adds coarser levels, flattens them.
 
     A 1x1 convolution for each map of the backbone; the first extra level is a stride-2 convolution of the backbone's last map
-    itself, each further one of the level before.
+    itself, each further one of the level before. `offset` and `temperature` are those of the sine positions.
     """
 
-    def __init__(self, channels: Sequence[int], width: int, levels: int) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int],
+        width: int,
+        levels: int,
+        *,
+        offset: float = -0.5,
+        temperature: float = TEMPERATURE,
+    ) -> None:
         super().__init__()
+        self.offset, self.temperature = offset, temperature
         extra = [channels[-1], *[width] * levels][: levels - len(channels)]
         self.input_proj = nn.ModuleList(
             [project(c, width, 1) for c in channels] + [project(c, width, 3) for c in extra]
@@ -44,10 +53,15 @@ class Levels(nn.Module):
         """maps, finest first -> tokens; `padded` False says that no mask has any padding."""
         maps = self.pyramid(maps)
         positions = [
-            sine_positions(mask, x.shape[1], offset=-0.5).to(x.dtype) + embed.to(x.dtype)[:, None, None]
+            self.position(mask, x) + embed.to(x.dtype)[:, None, None]
             for (x, mask), embed in zip(maps, self.level_embed, strict=True)
         ]
         return flatten(maps, positions, padded)
+
+    def position(self, mask: Tensor, x: Tensor) -> Tensor:
+        """Sine positions (B, C, H, W) of a map's unpadded pixels."""
+        encoded = sine_positions(mask, x.shape[1], offset=self.offset, temperature=self.temperature)
+        return encoded.to(x.dtype)
 
     def pyramid(self, maps: Sequence[Map]) -> list[Map]:
         """The maps at the transformer's width, with the extra levels."""

@@ -34,7 +34,7 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.linear2(self.dropout(self.linear1(x).relu()))
+        out: Tensor = self.linear2(self.dropout(self.linear1(x).relu_()))
         return out
 
 

@@ -10,6 +10,7 @@ This is the DyConv of Dynamic Head. Weights are shared by all levels of a layer;
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -46,8 +47,9 @@ class ScaleAttention(nn.Module):
 
     def forward(self, branches: Sequence[Tensor]) -> Tensor:
         """Two or three maps (B, C, H, W) -> one."""
-        weighted = [self.weight_of(branch)[..., None, None] * branch for branch in branches]
-        return torch.stack(weighted).mean(0)
+        share = 1 / len(branches)
+        weighted = [branch * (share * self.weight_of(branch))[..., None, None] for branch in branches]
+        return reduce(torch.add, weighted)
 
     def weight_of(self, branch: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 1) in [0.5, 1]."""
@@ -105,7 +107,7 @@ class DynamicEncoderLayer(nn.Module):
         return branches
 
     def sampling(self, x: Tensor) -> Sampling:
-        code = self.offset(x)
+        code: Tensor = self.offset(x)
         # A NaN would be an address outside the map; the mask, which is NaN then too, carries it on to the loss.
         offset = code[:, : 2 * TAPS].nan_to_num(0.0)
         return offset, code[:, 2 * TAPS :].sigmoid()
@@ -113,7 +115,8 @@ class DynamicEncoderLayer(nn.Module):
     def _coarser(self, x: Tensor, sampling: Sampling) -> Tensor:
         size = sampling[0].shape[-2:]
         if self.order == "upsample_first":
-            return self.coarser(_resize(x, size, align=True), sampling)
+            answer: Tensor = self.coarser(_resize(x, size, align=True), sampling)
+            return answer
         offset, mask = (_resize(part, x.shape[-2:], align=False) for part in sampling)
         return _resize(self.coarser(x, (offset, mask)), size, align=True)
 
@@ -130,4 +133,5 @@ class DynamicEncoder(nn.Module):
 
 
 def _resize(x: Tensor, size: Sequence[int], *, align: bool) -> Tensor:
-    return F.interpolate(x, size=list(size), mode="bilinear", align_corners=align)
+    out: Tensor = F.interpolate(x, size=list(size), mode="bilinear", align_corners=align)
+    return out

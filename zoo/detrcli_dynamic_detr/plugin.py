@@ -36,7 +36,7 @@ ONE = Recipe(
 THREE = replace(ONE, epochs=36, lr_drop=(28, 33), augment="detr", source="3x: 36 epochs")
 LONG = replace(THREE, epochs=50, lr_drop=(40,), source="50 epochs, the long comparison")
 TINY = Recipe(
-    epochs=8, batch_size=16, lr=1e-3, schedule="cosine", warmup_steps=50, clip_norm=0.5, augment="flip"
+    epochs=4, batch_size=16, lr=5e-4, schedule="cosine", warmup_steps=50, clip_norm=0.5, augment="flip"
 )
 
 LITERAL = DynamicDetrConfig(backbone=BackboneConfig(levels=(3, 4, 5)))

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from detrcli.ops import Shapes
+from detrcli_deformable_detr.config import DeformableDetrConfig
 from detrcli_deformable_detr.levels import Tokens, in_levels, token_centres
 from detrcli_detr.transformer import FeedForward
-from detrcli_lite_detr.config import Interleaving, Kind, schedule
+from detrcli_lite_detr.config import DinoConfig, Interleaving, Kind, schedule
 from detrcli_lite_detr.kda import encoder_attention, start
 
 
@@ -73,29 +74,14 @@ class InterleavedLayer(nn.Module):
 
 
 class InterleavedEncoder(nn.Module):
-    def __init__(
-        self,
-        choice: Interleaving,
-        layers: int,
-        width: int,
-        heads: int,
-        levels: int,
-        points: int,
-        ffn: int,
-        dropout: float,
-    ) -> None:
+    def __init__(self, choice: Interleaving, host: DeformableDetrConfig | DinoConfig) -> None:
         super().__init__()
-        self.low_levels = levels - choice.high_levels
+        self.low_levels = host.levels - choice.high_levels
         self.layers = nn.ModuleList(
             InterleavedLayer(
-                kind,
-                encoder_attention(choice, width, heads, levels, points),
-                width,
-                ffn,
-                choice.low_ffn,
-                dropout,
+                kind, encoder_attention(choice, host), host.width, host.ffn, choice.low_ffn, host.dropout
             )
-            for kind in schedule(layers, choice.blocks, choice.reading)
+            for kind in schedule(host.encoder_layers, choice.blocks, choice.reading)
         )
         start(self)
 

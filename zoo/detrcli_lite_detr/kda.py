@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from detrcli import ops
 from detrcli.ops import Shapes
 from detrcli_deformable_detr.attention import DeformableAttention, ring_offsets
+from detrcli_deformable_detr.config import DeformableDetrConfig
 from detrcli_deformable_detr.encoder import xavier_linears
-from detrcli_lite_detr.config import Interleaving
+from detrcli_lite_detr.config import DinoConfig, Interleaving
 
 
 class KeyAwareAttention(nn.Module):
@@ -57,9 +58,7 @@ class KeyAwareAttention(nn.Module):
         self, query: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes, mask: Tensor | None
     ) -> Tensor:
         """query (B, Q, C), reference (B, Q, L, 2 or 4) in [0, 1] of the padded picture, memory (B, S, C), mask (B, S) -> (B, Q, C)."""
-        offsets = self.sampling_offsets(query).unflatten(
-            -1, (self.heads, self.offset_levels, self.points, 2)
-        )
+        offsets = self.sampling_offsets(query).unflatten(-1, (self.heads, self.offset_levels, self.points, 2))
         offsets = offsets.expand(-1, -1, -1, self.levels, -1, -1)
         asked = self.query_proj(query).unflatten(-1, (self.heads, -1))
         value = self.value_proj(memory).unflatten(-1, (self.heads, -1))
@@ -68,13 +67,18 @@ class KeyAwareAttention(nn.Module):
         return answer
 
 
-def encoder_attention(choice: Interleaving, width: int, heads: int, levels: int, points: int) -> nn.Module:
+def encoder_attention(choice: Interleaving, host: DeformableDetrConfig | DinoConfig) -> nn.Module:
     """The attention that the interleaved encoder is told to use."""
+    shape = (host.width, host.heads, host.levels, host.points)
     if not choice.key_aware:
-        return DeformableAttention(width, heads, levels, points)
-    return KeyAwareAttention(
-        width, heads, levels, points, own_keys=choice.own_keys, shared_offsets=choice.shared_offsets
-    )
+        return DeformableAttention(*shape)
+    return KeyAwareAttention(*shape, own_keys=choice.own_keys, shared_offsets=choice.shared_offsets)
+
+
+def decoder_attention(key_aware: bool, host: DinoConfig) -> nn.Module:
+    """The attention of DINO's decoder into the memory; keys and offsets there are as released, whatever the encoder's."""
+    kind = KeyAwareAttention if key_aware else DeformableAttention
+    return kind(host.width, host.heads, host.levels, host.points)
 
 
 def start(module: nn.Module) -> None:

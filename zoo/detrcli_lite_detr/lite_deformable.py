@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from detrcli.plugins.backbones import BackboneConfig
 from detrcli.plugins.contract import Family, Preprocess, Published, Recipe, Variant
 from detrcli_deformable_detr.config import DeformableDetrConfig
-from detrcli_lite_detr.config import Interleaving, LiteDeformableConfig
+from detrcli_lite_detr.config import QUESTION, Interleaving, LiteDeformableConfig
+from detrcli_lite_detr.keymap import LITE_DEFORMABLE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,7 +28,7 @@ RECIPE = Recipe(
 TINY_RECIPE = Recipe(
     epochs=4,
     batch_size=16,
-    lr=1e-3,
+    lr=2e-3,
     lr_factors={r"sampling_offsets": 0.1},
     schedule="cosine",
     warmup_steps=50,
@@ -40,18 +41,7 @@ def _build_model(config: LiteDeformableConfig, num_classes: int) -> nn.Module:
     from detrcli_deformable_detr.model import DeformableDetr
     from detrcli_lite_detr.interleaved_encoder import InterleavedEncoder
 
-    host = config.host
-    encoder = InterleavedEncoder(
-        config.encoder,
-        host.encoder_layers,
-        host.width,
-        host.heads,
-        host.levels,
-        host.points,
-        host.ffn,
-        host.dropout,
-    )
-    return DeformableDetr(host, num_classes, encoder)
+    return DeformableDetr(config.host, num_classes, InterleavedEncoder(config.encoder, config.host))
 
 
 def _build_criterion(config: LiteDeformableConfig, num_classes: int) -> Criterion:
@@ -139,4 +129,7 @@ FAMILY = Family(
         "decoder": ("queries", "decoder"),
         "heads": ("class_heads", "box_heads"),
     },
+    key_maps=LITE_DEFORMABLE,
+    donors={"deformable_detr": r"encoder\.layers\.\d+\.(self_attn|low)\."},
+    question=QUESTION,
 )

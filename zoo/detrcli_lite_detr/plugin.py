@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from detrcli.plugins.contract import Paper, Plugin
 from detrcli_lite_detr.lite_deformable import FAMILY as LITE_DEFORMABLE
+from detrcli_lite_detr.lite_dino import FAMILY as LITE_DINO
 
 PAPER = Paper(
     title="Lite DETR: An Interleaved Multi-Scale Encoder for Efficient DETR",
@@ -14,4 +15,4 @@ PAPER = Paper(
     code="https://github.com/IDEA-Research/Lite-DETR/tree/6392353c",
 )
 
-plugin = Plugin(api=1, paper=PAPER, families=(LITE_DEFORMABLE,))
+plugin = Plugin(api=1, paper=PAPER, families=(LITE_DEFORMABLE, LITE_DINO))

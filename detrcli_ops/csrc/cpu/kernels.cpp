@@ -65,7 +65,11 @@ void read(const Array& array, int64_t index, int64_t count, A* to) {
     const E* from = at<E>(array, index);
     int64_t i = 0;
     for (; i + Lanes<A>::N <= count; i += Lanes<A>::N) store(to + i, load(from + i));
-    if (i < count) store_some<A>(to + i, load_some<A>(from + i, count - i), count - i);
+    if constexpr (std::is_same_v<E, A>) {
+      for (; i < count; ++i) to[i] = from[i];
+    } else if (i < count) {
+      store_some<A>(to + i, load_some<A>(from + i, count - i), count - i);
+    }
   });
 }
 
@@ -76,7 +80,11 @@ void write(const Array& array, int64_t index, int64_t count, const A* from) {
     E* to = at<E>(array, index);
     int64_t i = 0;
     for (; i + Lanes<A>::N <= count; i += Lanes<A>::N) store(to + i, load(from + i));
-    if (i < count) store_some<A>(to + i, load_some<A>(from + i, count - i), count - i);
+    if constexpr (std::is_same_v<E, A>) {
+      for (; i < count; ++i) to[i] = from[i];
+    } else if (i < count) {
+      store_some<A>(to + i, load_some<A>(from + i, count - i), count - i);
+    }
   });
 }
 
@@ -231,7 +239,7 @@ A locate(Samples<A>& s, int32_t outside) {
   }
   // lanes beyond the last sample are swept in fours with the others: they must point at zeros
   for (int64_t i = s.count; i % 4; ++i) s.row[0][i] = s.row[1][i] = s.row[2][i] = s.row[3][i] = outside;
-  return sum<A>(poison);
+  return sum(poison);
 }
 
 template <class A>
@@ -254,14 +262,14 @@ void softmax(A* logits, int64_t count) {
     const Float<A> v = load(logits + i);
     most = v > most ? v : most;
   }
-  const Float<A> peak = splat(largest<A>(most));
+  const Float<A> peak = splat(largest(most));
   Float<A> total{};
   for (int64_t i = 0; i < end; i += Lanes<A>::N) {
     const Float<A> e = exp(load(logits + i) - peak);
     total += e;
     store(logits + i, e);
   }
-  const Float<A> share = splat(A(1) / sum<A>(total));
+  const Float<A> share = splat(A(1) / sum(total));
   for (int64_t i = 0; i < end; i += Lanes<A>::N) store(logits + i, load(logits + i) * share);
 }
 
@@ -628,111 +636,145 @@ void backward(const Problem& p, const Rows& value, const Rows& key, const Gradie
   });
 }
 
+// Adds the gradients of some levels of one image and head, queries in order: each cell's sum does not depend on how levels
+// are shared out. Blocks of queries go through all levels while what they hold is in cache.
 template <class A>
-void scatter_level(const Problem& p, const Scatter& g, int64_t b, int64_t m, int64_t level, Arena arena) {
-  int64_t start = 0;
-  for (int64_t l = 0; l < level; ++l) start += p.shapes[2 * l] * p.shapes[2 * l + 1];
-  const int64_t height = p.shapes[2 * level], width = p.shapes[2 * level + 1], cells = height * width;
-  if (cells == 0) return;
+struct Scatterer {
+  const Problem& p;
+  const Scatter& g;
+  int64_t b, m, samples, together;
+  Samples<A> s;
+  A *row, *share, *second_share, *dump, *cells;
 
-  const int64_t samples = p.levels * p.points, together = kGroup > p.points ? kGroup / p.points : 1;
-  const int32_t outside = static_cast<int32_t>(cells);
-  const int64_t at_head = ((b * p.tokens + start) * p.heads + m) * p.depth;
-  Samples<A> s(arena, together * p.points);
-  A* row = arena.take<A>(2 * padded(p.depth));
-  A* share = arena.take<A>(2 * s.room);
-  A* dump = arena.take<A>(padded(p.depth));  // what falls outside is added here and never read
-  std::memset(dump, 0, padded(p.depth) * sizeof(A));
-  A* base = g.direct ? at<A>(g.target, at_head) : arena.take<A>(cells * p.depth);
-  const int64_t stride = g.direct ? p.heads * p.depth : p.depth;
-  if (!g.direct) std::memset(base, 0, cells * p.depth * sizeof(A));
-  describe_level(s, 0, s.count, height, width, 0);
+  Scatterer(const Problem& p, const Scatter& g, int64_t b, int64_t m, Arena arena)
+      : p(p),
+        g(g),
+        b(b),
+        m(m),
+        samples(p.levels * p.points),
+        together(kGroup > p.points ? kGroup / p.points : 1),
+        s(arena, together * p.points) {
+    row = arena.take<A>(2 * padded(p.depth));
+    share = arena.take<A>(s.room);
+    second_share = arena.take<A>(s.room);
+    dump = arena.take<A>(padded(p.depth));  // what falls outside is added here and never read
+    cells = arena.take<A>(0);
+    std::memset(dump, 0, padded(p.depth) * sizeof(A));
+  }
 
-  for (int64_t first = 0; first < p.queries; first += together) {
-    const int64_t last = first + together < p.queries ? first + together : p.queries;
+  int64_t head(int64_t q) const { return (b * p.queries + q) * p.heads + m; }
+  int64_t size(int64_t level) const { return p.shapes[2 * level] * p.shapes[2 * level + 1]; }
+
+  void run(int64_t first_level, int64_t last_level) {
+    int64_t skipped = 0, used = 0;
+    for (int64_t l = 0; l < first_level; ++l) skipped += size(l);
+    for (int64_t l = first_level; l < last_level; ++l) used += size(l);
+    if (!g.direct) std::memset(cells, 0, used * p.depth * sizeof(A));
+    for (int64_t block = 0; block < p.queries; block += kQueryBlock) {
+      const int64_t end = block + kQueryBlock < p.queries ? block + kQueryBlock : p.queries;
+      int64_t start = skipped;
+      for (int64_t l = first_level; l < last_level; ++l) {
+        if (size(l)) {
+          describe_level(s, 0, together * p.points, p.shapes[2 * l], p.shapes[2 * l + 1], 0);
+          for (int64_t q = block; q < end; q += together) add(l, start, start - skipped, q, q + together < end ? q + together : end);
+        }
+        start += size(l);
+      }
+    }
+    for (int64_t cell = 0; cell < used && !g.direct; ++cell) {
+      write(g.target, target_of(skipped + cell), p.depth, cells + cell * p.depth);
+    }
+  }
+
+  int64_t target_of(int64_t token) const { return ((b * p.tokens + token) * p.heads + m) * p.depth; }
+
+  // Reads and locates the samples of a few queries in one level.
+  void place(int64_t level, int64_t start, int64_t first, int64_t last) {
     s.count = (last - first) * p.points;
     for (int64_t q = first; q < last; ++q) {
-      const int64_t head = (b * p.queries + q) * p.heads + m, i = (q - first) * p.points;
-      const int64_t sample = head * samples + level * p.points;
-      for (int64_t j = 0; j < p.points; ++j) s.x[i + j] = s.y[i + j] = 0;
-      with_type<A>(p.locations.dtype, [&](auto* type) {
-        using E = std::remove_pointer_t<decltype(type)>;
-        const E* from = at<E>(p.locations, 2 * sample);
-        for (int64_t j = 0; j < p.points; ++j) {
-          if constexpr (sizeof(E) == 2) {
-            s.x[i + j] = load_some<A>(from + 2 * j, 1)[0];
-            s.y[i + j] = load_some<A>(from + 2 * j + 1, 1)[0];
-          } else {
-            s.x[i + j] = from[2 * j];
-            s.y[i + j] = from[2 * j + 1];
-          }
-        }
-      });
+      const int64_t i = (q - first) * p.points, sample = head(q) * samples + level * p.points;
+      if (q + kQueryBlock < p.queries) {
+        const int64_t ahead = head(q + kQueryBlock);
+        prefetch(p.locations, 2 * (ahead * samples + level * p.points), 1);
+        prefetch(g.share, ahead * samples + level * p.points, 1);
+      }
+      read_pairs(p.locations, 2 * sample, p.points, s.x + i, s.y + i);
       if (p.reference) {
         A copy[4 + Lanes<A>::N];
-        const A* from = view(p.reference, ((b * p.queries + q) * p.levels + level) * p.reference_width,
-                             p.reference_width, copy);
-        anchor(s, i, p.points, static_cast<A>(height), static_cast<A>(width), from, p.reference_width, p.points);
+        const int64_t at = ((b * p.queries + q) * p.levels + level) * p.reference_width;
+        anchor(s, i, p.points, static_cast<A>(p.shapes[2 * level]), static_cast<A>(p.shapes[2 * level + 1]),
+               view(p.reference, at, p.reference_width, copy), p.reference_width, p.points);
       }
       read(g.share, sample, p.points, share + i);
-      if (g.second_source) read(g.second_share, sample, p.points, share + s.room + i);
+      if (g.second_source) read(g.second_share, sample, p.points, second_share + i);
     }
+    const int32_t outside = static_cast<int32_t>(size(level));
     locate(s, outside);
     if (p.mask) leave_padding(s, p.mask + b * p.tokens + start, outside);
+  }
+
+  void add(int64_t level, int64_t start, int64_t first_cell, int64_t first, int64_t last) {
+    place(level, start, first, last);
+    A* base = g.direct ? at<A>(g.target, target_of(start)) : cells + first_cell * p.depth;
     for (int64_t q = first; q < last; ++q) {
-      const int64_t head = (b * p.queries + q) * p.heads + m;
-      const A* source = view(g.source, head * p.depth, p.depth, row);
-      const A* second =
-          g.second_source ? view(g.second_source, head * p.depth, p.depth, row + padded(p.depth)) : nullptr;
-      for_blocks<A>(p.depth, [&](int64_t c, auto vectors, int64_t some) {
-        constexpr int V = vectors, R = V ? V : 1, N = Lanes<A>::N;
-        Float<A> one[R], two[R];
-        for (int v = 0; v < R; ++v) {
-          one[v] = load_block<A, V>(source + c + v * N, some);
-          if (second) two[v] = load_block<A, V>(second + c + v * N, some);
-        }
-        for (int64_t i = (q - first) * p.points; i < (q - first + 1) * p.points; ++i) {
-          Float<A> add[R];
-          for (int v = 0; v < R; ++v) {
-            add[v] = share[i] * one[v];
-            if (second) add[v] += share[s.room + i] * two[v];
-          }
-          for (int k = 0; k < 4; ++k) {
-            A* to = (s.row[k][i] == outside ? dump : base + s.row[k][i] * stride) + c;
-            const A w = s.corner[k][i];
-            for (int v = 0; v < R; ++v) {
-              store_block<A, V>(to + v * N, load_block<A, V>(to + v * N, some) + w * add[v], some);
-            }
-          }
-        }
-      });
+      if (q + kAhead < p.queries) prefetch(g.source, head(q + kAhead) * p.depth, p.depth);
+      const A* source = view(g.source, head(q) * p.depth, p.depth, row);
+      const int64_t from = (q - first) * p.points;
+      if (g.second_source) {
+        const A* second = view(g.second_source, head(q) * p.depth, p.depth, row + padded(p.depth));
+        deposit(base, static_cast<int32_t>(size(level)), from, source, second, std::true_type{});
+      } else {
+        deposit(base, static_cast<int32_t>(size(level)), from, source, source, std::false_type{});
+      }
     }
   }
-  if (g.direct) return;
-  for (int64_t cell = 0; cell < cells; ++cell) {
-    write(g.target, at_head + cell * p.heads * p.depth, p.depth, base + cell * p.depth);
-  }
-}
 
+  // Adds one query's samples, from the one at `from` on, to their cells.
+  template <bool both>
+  void deposit(A* base, int32_t outside, int64_t from, const A* source, const A* second,
+               std::integral_constant<bool, both>) {
+    const int64_t stride = g.direct ? p.heads * p.depth : p.depth;
+    for_blocks<A>(p.depth, [&](int64_t c, auto vectors, int64_t some) {
+      constexpr int V = vectors, R = V ? V : 1, N = Lanes<A>::N;
+      Float<A> one[R], two[R];
+      for (int v = 0; v < R; ++v) {
+        one[v] = load_block<A, V>(source + c + v * N, some);
+        if constexpr (both) two[v] = load_block<A, V>(second + c + v * N, some);
+      }
+      for (int64_t i = from; i < from + p.points; ++i) {
+        Float<A> add[R];
+        for (int v = 0; v < R; ++v) {
+          add[v] = share[i] * one[v];
+          if constexpr (both) add[v] += second_share[i] * two[v];
+        }
+        for (int k = 0; k < 4; ++k) {
+          A* to = (s.row[k][i] == outside ? dump : base + s.row[k][i] * stride) + c;
+          const A w = s.corner[k][i];
+          for (int v = 0; v < R; ++v) store_block<A, V>(to + v * N, load_block<A, V>(to + v * N, some) + w * add[v], some);
+        }
+      }
+    });
+  }
+};
+
+// Tasks: `g.levels` levels of one image and head each.
 void scatter(const Problem& p, const Scatter& g, int64_t begin, int64_t end, void* scratch) {
+  const int64_t parts = (p.levels + g.levels - 1) / g.levels;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t level = task % p.levels, slice = task / p.levels;
+    const int64_t slice = task / parts, first = task % parts * g.levels;
+    const int64_t last = first + g.levels < p.levels ? first + g.levels : p.levels;
     if (g.target.dtype == Dtype::f64) {
-      scatter_level<double>(p, g, slice / p.heads, slice % p.heads, level, Arena(scratch));
+      Scatterer<double>(p, g, slice / p.heads, slice % p.heads, Arena(scratch)).run(first, last);
     } else {
-      scatter_level<float>(p, g, slice / p.heads, slice % p.heads, level, Arena(scratch));
+      Scatterer<float>(p, g, slice / p.heads, slice % p.heads, Arena(scratch)).run(first, last);
     }
   }
 }
 
 template <class A>
 size_t scatter_room(const Problem& p, bool direct) {
-  int64_t cells = 0;
-  for (int64_t l = 0; l < p.levels && !direct; ++l) {
-    const int64_t level = p.shapes[2 * l] * p.shapes[2 * l + 1];
-    cells = level > cells ? level : cells;
-  }
   const int64_t group = kGroup > p.points ? kGroup : p.points, room = padded(group) + kPad;
+  const int64_t cells = direct ? 0 : p.tokens;
   return samples_bytes<A>(group) + (3 * padded(p.depth) + 2 * room + cells * p.depth) * sizeof(A) + 16 * 64;
 }
 

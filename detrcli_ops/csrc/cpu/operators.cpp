@@ -97,8 +97,11 @@ Tensor scattered(const Call& c, const Problem& p, const Tensor& source, const Te
   const bool direct = !c.sizes.dense() && c.value.scalar_type() == working_type(c);
   Tensor target = torch::stable::empty_like(c.value);
   if (direct) torch::stable::zero_(target);
-  const Scatter scatter{array(source), array(share), array(second_source), array(second_share), array(target), direct};
-  run(p.batch * p.heads * p.levels, kernels->scatter_bytes(p, is_wide(c), direct),
+  // a head a task where that keeps all threads busy; a level a task where there are more threads than that
+  const int64_t slices = p.batch * p.heads, levels = slices >= torch::stable::get_num_threads() ? p.levels : 1;
+  const Scatter scatter{array(source),       array(share),  array(second_source),
+                        array(second_share), array(target), direct, levels};
+  run(slices * (p.levels / levels), kernels->scatter_bytes(p, is_wide(c), direct),
       [&](int64_t begin, int64_t end, void* scratch) { kernels->scatter(p, scatter, begin, end, scratch); });
   return target;
 }

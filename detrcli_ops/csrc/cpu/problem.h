@@ -56,7 +56,8 @@ struct Scatter {
   Array source, share;                // (B, Q, M, D), (B, Q, M, L*P)
   Array second_source, second_share;  // may be null
   Array target;                       // (B, S, M, D)
-  bool direct;                        // add into the (zeroed) target; else by a buffer of one level and head
+  bool direct;                        // add into the (zeroed) target; else by a buffer of one head
+  int64_t levels;                     // that one task takes
 };
 
 struct Kernels {
@@ -67,7 +68,7 @@ struct Kernels {
   void (*forward)(const Problem&, const Rows& value, const Rows& key, Array out, int64_t begin, int64_t end, void* scratch);
   void (*backward)(const Problem&, const Rows& value, const Rows& key, const Gradients&, int64_t begin, int64_t end,
                    void* scratch);
-  // tasks: one level of one image and head
+  // tasks: some levels of one image and head
   void (*scatter)(const Problem&, const Scatter&, int64_t begin, int64_t end, void* scratch);
   // tasks: queries of all images
   void (*reference)(const Problem&, const Gradients&, int64_t begin, int64_t end);

@@ -104,41 +104,66 @@ inline void store_some(E* to, Float<A> v, int64_t n) {
   std::memcpy(to, lanes, n * sizeof(E));
 }
 
-template <class A>
-inline A sum(Float<A> v) {
-  A total = 0;
-  for (int i = 0; i < Lanes<A>::N; ++i) total += v[i];
+typedef float F32x4 __attribute__((vector_size(16)));
+
+// Halve by an operation until four lanes are left.
+#if DETRCLI_OPS_VECTOR_BYTES == 64
+typedef float F32x8 __attribute__((vector_size(32)));
+template <class Op>
+inline F32x4 fold(F32 v, Op op) {
+  const F32x8 half = op(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
+                        __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+  return op(__builtin_shufflevector(half, half, 0, 1, 2, 3), __builtin_shufflevector(half, half, 4, 5, 6, 7));
+}
+#elif DETRCLI_OPS_VECTOR_BYTES == 32
+template <class Op>
+inline F32x4 fold(F32 v, Op op) {
+  return op(__builtin_shufflevector(v, v, 0, 1, 2, 3), __builtin_shufflevector(v, v, 4, 5, 6, 7));
+}
+#else
+template <class Op>
+inline F32x4 fold(F32 v, Op) {
+  return v;
+}
+#endif
+
+struct Add {
+  template <class V>
+  V operator()(V a, V b) const {
+    return a + b;
+  }
+};
+struct Larger {
+  template <class V>
+  V operator()(V a, V b) const {
+    return a > b ? a : b;
+  }
+};
+
+inline float sum(F32 v) {
+  const F32x4 s = fold(v, Add{});
+  return (s[0] + s[1]) + (s[2] + s[3]);
+}
+inline double sum(F64 v) {
+  double total = 0;
+  for (int i = 0; i < Lanes<double>::N; ++i) total += v[i];
   return total;
 }
 
-template <class A>
-inline A largest(Float<A> v) {
-  A most = v[0];
-  for (int i = 1; i < Lanes<A>::N; ++i) most = v[i] > most ? v[i] : most;
+inline float largest(F32 v) {
+  const F32x4 m = fold(v, Larger{});
+  const Larger larger;
+  return larger(larger(m[0], m[1]), larger(m[2], m[3]));
+}
+inline double largest(F64 v) {
+  double most = v[0];
+  for (int i = 1; i < Lanes<double>::N; ++i) most = v[i] > most ? v[i] : most;
   return most;
 }
 
-typedef float F32x4 __attribute__((vector_size(16)));
-
-// Halve until four lanes are left.
-#if DETRCLI_OPS_VECTOR_BYTES == 64
-typedef float F32x8 __attribute__((vector_size(32)));
-inline F32x4 quarter(F32 v) {
-  const F32x8 half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                     __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-  return __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
-}
-#elif DETRCLI_OPS_VECTOR_BYTES == 32
-inline F32x4 quarter(F32 v) {
-  return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
-}
-#else
-inline F32x4 quarter(F32 v) { return v; }
-#endif
-
 // to[i] += sum(v[i]), four sums at once: the transposed sum costs less than four horizontal ones.
 inline void add_sums(float* to, const F32 v[4]) {
-  const F32x4 a = quarter(v[0]), b = quarter(v[1]), c = quarter(v[2]), d = quarter(v[3]);
+  const F32x4 a = fold(v[0], Add{}), b = fold(v[1], Add{}), c = fold(v[2], Add{}), d = fold(v[3], Add{});
   const F32x4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
   const F32x4 cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
   const F32x4 sums = __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
@@ -146,7 +171,7 @@ inline void add_sums(float* to, const F32 v[4]) {
 }
 
 inline void add_sums(double* to, const F64 v[4]) {
-  for (int i = 0; i < 4; ++i) to[i] += sum<double>(v[i]);
+  for (int i = 0; i < 4; ++i) to[i] += sum(v[i]);
 }
 
 // exp to about 2 ulp for float: 2^n * p(r), |r| <= ln(2)/2. Zero below -87; NaN stays NaN.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 from pathlib import Path
 from typing import Final, Literal
 
@@ -21,9 +22,9 @@ if torch.version.cuda is not None and (FOLDER / "libdetrcli_ops_cuda.so").exists
 
 def isa() -> str:
     """The instruction set in use; on other processors than x86, "native"."""
-    width = _cpu.detrcli_ops_vector_bytes(0)
-    if torch.backends.cpu.get_cpu_capability() in ("NEON", "SVE256"):
+    if platform.machine() not in ("x86_64", "AMD64"):
         return "native"
+    width = _cpu.detrcli_ops_vector_bytes(0)
     return next(name for name, size in VECTOR_BYTES.items() if size == width)
 
 

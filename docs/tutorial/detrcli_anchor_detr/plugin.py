@@ -59,7 +59,7 @@ TINY = Variant(
         anchors=25,
         patterns=1,
     ),
-    recipes=(Recipe(epochs=20, batch_size=16, lr=1e-3, schedule="cosine", warmup_steps=50, augment="flip"),),
+    recipes=(Recipe(epochs=8, batch_size=16, lr=1e-3, schedule="cosine", warmup_steps=50, augment="flip"),),
     params=216_969,
     num_classes=3,
     preprocess=Preprocess(short_side=64, long_side=128),

@@ -1,0 +1,275 @@
+"""Deformable DETR two-stage on the CPU, one thread, against the transformers package: same weights, same pictures, same run.
+
+    python benchmarks/models.py inference [--repeats 3] [--onnx]     800x1066, batch 1
+    python benchmarks/models.py training  [--repeats 2]              512x512, batch 2, eight objects each
+    python benchmarks/models.py inference --short 320                smaller, to see that it works
+                                                                     needs: pip install 'detrcli[parity]' ([onnx])
+
+Every subject runs in a process of its own: CPU seconds (best of the repeats, after one warm-up), peak resident memory, and
+how far its boxes are from those of transformers. A training step is forward, criterion, backward, clipping and
+AdamW; the loss of the proposals is off, because transformers has none. `kept` memory is what the allocator lever does
+(MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ high), given to either side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**26)}
+PLAIN = {"DETR_FAST": "off"}
+CLASSES, OBJECTS = 91, 8
+
+# name: (who, environment, 16 bits)
+INFERENCE: dict[str, tuple[str, dict[str, str], bool]] = {
+    "transformers": ("theirs", {}, False),
+    "transformers, kept memory": ("theirs", KEPT, False),
+    "onnxruntime": ("onnx", {}, False),
+    "detrcli, no wheel, no levers": ("ours", PLAIN | {"DETR_OPS": "reference"}, False),
+    "detrcli, no wheel": ("ours", {"DETR_OPS": "reference"}, False),
+    "detrcli, no levers": ("ours", PLAIN, False),
+    "detrcli, fold+layout": ("ours", {"DETR_FAST": "fold,layout"}, False),
+    "detrcli": ("ours", {}, False),
+    "detrcli --amp": ("ours", {}, True),
+}
+TRAINING: dict[str, tuple[str, dict[str, str], bool]] = {
+    "transformers": ("theirs", {}, False),
+    "transformers, kept memory": ("theirs", KEPT, False),
+    "detrcli, no wheel": ("ours", {"DETR_OPS": "reference"}, False),
+    "detrcli": ("ours", {}, False),
+    "detrcli, kept memory": ("ours", KEPT, False),
+    "detrcli --amp bf16": ("ours", {}, True),
+    "detrcli --amp bf16, kept memory": ("ours", KEPT, True),
+}
+SUBJECTS = {"inference": INFERENCE, "training": TRAINING}
+
+
+def reference(folder: Path | None = None) -> Any:
+    """transformers' model; random weights, or those in the folder."""
+    import torch
+    from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
+
+    if folder is not None:
+        return DeformableDetrForObjectDetection.from_pretrained(folder)
+    torch.manual_seed(0)
+    config = DeformableDetrConfig(
+        backbone="resnet50", use_timm_backbone=True, use_pretrained_backbone=False, num_labels=CLASSES,
+        with_box_refine=True, two_stage=True, auxiliary_loss=True, class_cost=2, attention_dropout=0.1,
+    )  # fmt: skip
+    model = DeformableDetrForObjectDetection(config)
+    with torch.no_grad():  # off the grid: fresh offsets point exactly at pixels
+        for name, parameter in model.named_parameters():
+            if "sampling_offsets" in name or "embed" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1 / max(1, parameter.dim() - 1))
+    return model
+
+
+def ours(folder: Path) -> Any:
+    from safetensors.torch import load_file
+
+    from detrcli.plugins import resolve
+    from detrcli.weights.load import load_state
+
+    declared = resolve("deformable_detr/r50-two-stage")
+    declared = declared.configured(replace(declared.config, mask_proposals=False))  # as transformers has it
+    model = declared.build(CLASSES)
+    load_state(model, load_file(folder / "model.safetensors"), declared.family, declared.config)
+    return model
+
+
+def pictures(batch: int, height: int, width: int) -> Any:
+    import torch
+
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def predicting(who: str, folder: Path, short: int, amp: bool) -> Callable[[], Any]:
+    """A function that predicts once and returns the boxes."""
+    import torch
+
+    images = pictures(1, short, short * 4 // 3 - 1 + short % 2)
+    if who == "ours":
+        from detrcli.nn.inference import infer
+        from detrcli.nn.speed import fastest
+
+        fast = fastest(ours(folder))
+        return lambda: infer(fast, images, None, amp=amp).boxes
+    theirs = reference(folder).eval()
+    if who == "onnx":
+        return _onnx(theirs, images, folder)
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return theirs(images).pred_boxes
+
+    return run
+
+
+def _onnx(model: Any, images: Any, folder: Path) -> Callable[[], Any]:
+    import onnxruntime
+    import torch
+
+    path = str(folder / "model.onnx")
+    torch.onnx.export(model, (images,), path, dynamo=True, opset_version=20, optimize=False, verbose=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    feed = {session.get_inputs()[0].name: images.numpy()}
+    boxes = names.index("pred_boxes") if "pred_boxes" in names else 1
+    return lambda: torch.from_numpy(session.run(None, feed)[boxes])
+
+
+def training(who: str, folder: Path, side: int, amp: bool) -> Callable[[], Any]:
+    """A function that takes one step and returns the loss."""
+    import torch
+
+    images, generator = pictures(2, side, side), torch.Generator().manual_seed(1)
+    labels = torch.randint(1, CLASSES, (2, OBJECTS), generator=generator)
+    boxes = torch.rand(2, OBJECTS, 4, generator=generator) * 0.3 + 0.3
+    model = (ours(folder) if who == "ours" else reference(folder)).train()
+    loss = _our_loss if who == "ours" else _their_loss
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=who == "ours" or None)
+
+    def run() -> Any:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            total = loss(model, images, labels, boxes)
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        return total.detach()
+
+    return run
+
+
+def _our_loss(model: Any, images: Any, labels: Any, boxes: Any) -> Any:
+    from detrcli.nn.criterion import SetCriterion
+    from detrcli.types import Target
+
+    criterion = SetCriterion(kind="focal", class_cost=2, class_weight=1)  # the weight that transformers has
+    targets = [Target(a, b) for a, b in zip(labels, boxes, strict=True)]
+    return criterion(replace(model(images), proposals=None), targets).total
+
+
+def _their_loss(model: Any, images: Any, labels: Any, boxes: Any) -> Any:
+    wanted = [{"class_labels": a, "boxes": b} for a, b in zip(labels, boxes, strict=True)]
+    return model(images, labels=wanted).loss
+
+
+def one(task: str, name: str, folder: Path, size: int, repeats: int) -> None:
+    """Measure one subject in this process; one line of JSON on stdout."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    who, _, amp = SUBJECTS[task][name]
+    run = (predicting if task == "inference" else training)(who, folder, size, amp)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+    answer, taken = run(), []
+    for _ in range(repeats):
+        started = time.process_time()
+        run()
+        taken.append(time.process_time() - started)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
+    print(
+        json.dumps(
+            {
+                "cpu_s": min(taken),
+                "peak_mb": peak,
+                "answer": answer.double().view(-1, 4 if answer.dim() else 1).tolist(),
+            }
+        )
+    )
+
+
+def measure(task: str, name: str, folder: Path, size: int, repeats: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, task, "--one", name, "--folder", str(folder)]
+    command += ["--short", str(size), "--repeats", str(repeats)]
+    environment = os.environ | SUBJECTS[task][name][1]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def compare(task: str, names: list[str], size: int, repeats: int) -> None:
+    rows: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        reference().save_pretrained(folder)
+        for name in names:
+            row = measure(task, name, Path(folder), size, repeats)
+            base = rows.setdefault("transformers", row)
+            answer = row.pop("answer") if name != "transformers" else row["answer"]
+            row["difference"] = difference(answer, base["answer"])
+            row["speedup"] = base["cpu_s"] / row["cpu_s"]
+            row["memory"] = row["peak_mb"] / base["peak_mb"]
+            rows[name] = row
+            print(
+                f"{name:<32} {row['cpu_s']:7.2f} s CPU {row['speedup']:5.2f}x   {row['peak_mb']:5.0f} MB "
+                f"{row['memory']:4.2f}   difference {row['difference']:.1e}",
+                flush=True,
+            )
+    rows["transformers"].pop("answer")
+    print(json.dumps({"task": task, "size": size, "repeats": repeats, "machine": machine(), "rows": rows}))
+
+
+def difference(answer: list[list[float]], wanted: list[list[float]]) -> float:
+    """The largest distance of a box to the nearest of those wanted: 16 bits bring proposals into another order."""
+    import torch
+
+    a, b = torch.tensor(answer), torch.tensor(wanted)
+    return float((a[:, None] - b[None]).abs().amax(-1).amin(1).max())
+
+
+def machine() -> dict[str, Any]:
+    import torch
+
+    cpu = Path("/proc/cpuinfo").read_text().splitlines()
+    return {
+        "processor": next(line.split(": ")[1] for line in cpu if "model name" in line),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "bf16 arithmetic": torch.cpu._is_avx512_bf16_supported(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": 1,
+        "load": os.getloadavg(),
+        "page": resource.getpagesize(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", choices=SUBJECTS)
+    parser.add_argument("--short", type=int, help="short side of the picture (training: its side)")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--onnx", action="store_true", help="also through ONNX Runtime")
+    parser.add_argument("--only", nargs="*", default=[], help="subjects beside transformers, by name")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    size = given.short or {"inference": 800, "training": 512}[given.task]
+    if given.one:
+        one(given.task, given.one, given.folder, size, given.repeats)
+        return
+    names = [n for n in SUBJECTS[given.task] if given.onnx or n != "onnxruntime"]
+    if given.only:
+        names = [n for n in names if n in ("transformers", *given.only)]
+    compare(given.task, names, size, given.repeats)
+
+
+if __name__ == "__main__":
+    main()
