@@ -79,7 +79,7 @@ def train(request: Request, *, out: Path | None = None, watch: Watcher | None = 
     """Train as the request says, into a new run folder."""
     plan = make_plan(request)
     torch.manual_seed(plan.seed)
-    job = _prepare(plan, runs.new_run("train", f"{plan.model}-{Path(plan.data).stem}", out))
+    job = _prepare(plan, lambda: runs.new_run("train", f"{plan.model}-{Path(plan.data).stem}", out))
     job.notes += _initialise(job)
     job.record.start()
     return _run(job, watch)
@@ -87,7 +87,7 @@ def train(request: Request, *, out: Path | None = None, watch: Watcher | None = 
 
 def resume(folder: Path, *, watch: Watcher | None = None) -> RunResult:
     """Go on with an interrupted run, with the plan it was started with."""
-    job = _prepare(read_plan(folder), folder)
+    job = _prepare(read_plan(folder), lambda: folder)
     state = read_state(folder)
     job.net.load_state_dict(state["model"])
     job.optimizer.load_state_dict(state["optimizer"])
@@ -97,7 +97,8 @@ def resume(folder: Path, *, watch: Watcher | None = None) -> RunResult:
     return _run(job, watch)
 
 
-def _prepare(plan: Plan, folder: Path) -> Job:
+def _prepare(plan: Plan, folder: Callable[[], Path]) -> Job:
+    """Everything a run needs; the folder is asked for last, so that a mistake leaves none behind."""
     model = resolve(plan.model).configured(plan.config)
     root = Path(plan.data_root) if plan.data_root else None
     masks = "masks" in model.family.needs(model.config)
@@ -118,12 +119,8 @@ def _prepare(plan: Plan, folder: Path) -> Job:
         world_size=distributed.world_size(),
         pin_memory=plan.device.startswith("cuda"),
     )
-    if len(dataset) == 0:
-        raise DataError(
-            f"{plan.data} has no training pictures", hint=f"look at it: detr data info {plan.data}"
-        )
     net = model.build(len(dataset.categories)).to(plan.device)
-    record = Record(folder, plan, dataset.categories)
+    record = Record(folder(), plan, dataset.categories)
     job = Job(plan, model, net, build_optimizer(net, plan.recipe), loader, val, record)
     if masks:
         job.notes += _about_masks(dataset)
