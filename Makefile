@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 OPS    := $(VENV)/.ops
+# ON, OFF or AUTO: the CUDA operators too, where nvcc is (several minutes)
+OPS_CUDA ?= AUTO
 DEMO   ?= lite_deformable/tiny
 
 .PHONY: help install demo test lint docs bench clean
@@ -16,12 +18,13 @@ $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "detrcli needs Python >= 3.11; name one: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[dev,parity,onnx,eval]'
+	$(BIN)/python -m pip install --quiet -e '.[dev,parity,onnx,eval,hf]'
 	touch $@
 
-$(OPS): $(READY) $(shell find detrcli_ops/csrc detrcli_ops/src detrcli_ops/pyproject.toml detrcli_ops/CMakeLists.txt -type f 2>/dev/null)
+$(OPS): $(READY) $(shell find detrcli_ops -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.py' -o -name '*.txt' -o -name '*.toml')
 	@if command -v c++ >/dev/null; then \
-	  $(BIN)/python -m pip install --quiet ./detrcli_ops; \
+	  $(BIN)/python -m pip install --quiet scikit-build-core cmake ninja && \
+	  $(BIN)/python -m pip install --quiet --no-build-isolation -C cmake.define.DETRCLI_OPS_CUDA=$(OPS_CUDA) ./detrcli_ops; \
 	else echo "no C++ compiler: the operators run in plain torch"; fi
 	touch $@
 

@@ -20,7 +20,7 @@ import torch
 
 from detrcli.plugins import Model, models, resolve
 from detrcli.train.plan import Request
-from detrcli.train.run import train
+from detrcli.train.run import resume, train
 
 DOCS = Path(__file__).parent.parent / "docs"
 COLOURS = (
@@ -60,16 +60,22 @@ def measure(model: Model, epochs: int, seeds: list[int], runs: Path) -> Curve:
 
 
 def run(model: Model, epochs: int, seed: int, runs: Path) -> Path:
+    """The folder of a finished run: one that is there, one that goes on, or a new one."""
     folder = runs / f"{model.family.name}-{epochs}-{seed}"
-    done = folder / "cpu_seconds.json"
-    if not done.exists():
-        print(f"{model.name}, seed {seed} …", file=sys.stderr)
-        started = time.process_time()
-        train(
-            Request(data="shapes", model=model.name, epochs=epochs, seed=seed, device="cpu"),
-            out=folder,
-        )
-        done.write_text(json.dumps(time.process_time() - started))
+    about, clock = folder / "run.json", folder / "cpu_seconds.json"
+    if about.exists() and json.loads(about.read_text())["status"] == "finished":
+        return folder
+    print(f"{model.name}, seed {seed} …", file=sys.stderr)
+    before = json.loads(clock.read_text()) if clock.exists() else 0.0
+    started = time.process_time()
+    if about.exists():
+        result = resume(folder)
+    else:
+        request = Request(data="shapes", model=model.name, epochs=epochs, seed=seed, device="cpu")
+        result = train(request, out=folder)
+    clock.write_text(json.dumps(before + time.process_time() - started))
+    if result.stopped_by:
+        sys.exit(128 + result.stopped_by)
     return folder
 
 
@@ -97,8 +103,8 @@ def page(curves: list[Curve], epochs: int, seeds: list[int], command: str) -> st
 
 # How fast the models learn
 
-Every tiny model on the same 2,000 drawn pictures (`shapes`), {epochs} epochs of 125 steps of 16, seed{"s" if len(seeds) > 1 else ""}
-{", ".join(map(str, seeds))}; scored on 200 other pictures after each epoch. Each model has its own recipe, stretched to the same epochs.
+Every tiny model on the same 2,000 drawn pictures (`shapes`), {epochs} epochs of 125 steps of 16, seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))};
+scored on 200 other pictures after each epoch. Each model has its own recipe, stretched to the same epochs.
 These are small models on an easy task: the order is telling, the numbers say nothing about COCO.
 
 ![AP50 over epochs](images/convergence.svg)

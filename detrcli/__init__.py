@@ -32,7 +32,16 @@ _HOMES = {
     "load_weights": "detrcli.models",
 }
 
-__all__ = ["__version__", "create_model", "evaluate", "list_models", "load", "load_weights", "predict", "train"]
+__all__ = [
+    "__version__",
+    "create_model",
+    "evaluate",
+    "list_models",
+    "load",
+    "load_weights",
+    "predict",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -102,6 +102,10 @@ def _literal(text: str) -> Plain:
 
 
 def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # a dataclass
+        optional = {field.default, field.default_factory} != {dataclasses.MISSING}
+        if field.name not in values and not optional:
+            raise UsageError(f"setting {where}{field.name} is missing", hint=field.metadata.get("question"))
     try:
         return kind(**values)
     except (TypeError, ValueError) as error:  # a missing field, or a law broken in __post_init__

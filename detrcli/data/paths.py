@@ -34,7 +34,9 @@ def inside(root: Path, name: str) -> Path:
     if reason is not None:
         raise DataError(f"{name!r} in {root}: refused, {reason}")
     path = root / name
-    if os.environ.get("DETR_FOLLOW_LINKS") != "1" and not os.path.realpath(path).startswith(_real(root)):
+    if os.environ.get("DETR_FOLLOW_LINKS") != "1" and not os.path.realpath(path).startswith(
+        _real(os.path.abspath(root))
+    ):
         raise DataError(
             f"{name!r} in {root}: refused, a link that leaves its folder",
             hint="set DETR_FOLLOW_LINKS=1 if you trust the links of this data set",
@@ -43,5 +45,5 @@ def inside(root: Path, name: str) -> Path:
 
 
 @functools.lru_cache(maxsize=64)
-def _real(root: Path) -> str:
+def _real(root: str) -> str:
     return os.path.realpath(root).rstrip(os.sep) + os.sep

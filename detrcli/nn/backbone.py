@@ -36,13 +36,14 @@ class Backbone(nn.Module):
 
     def load_pretrained(self) -> None:
         """Take the ImageNet weights the configuration names; for training from scratch only."""
-        if self.config.pretrained is None:
+        source = self.config.starts_from
+        if source is None:
             return
         try:
-            donor = _create(self.config, self.config.pretrained, pretrained=True)
+            donor = _create(self.config, source, pretrained=True)
         except Exception as error:  # timm, the Hub and the network each have their own kinds
             raise HubError(
-                f"the ImageNet weights {self.config.pretrained} could not be fetched: {error}",
+                f"the ImageNet weights {source} could not be fetched: {error}",
                 hint="go online once, start from a checkpoint with --weights, or start from nothing with "
                 "--set model.backbone.pretrained=none",
             ) from error
@@ -68,8 +69,7 @@ def _create(config: BackboneConfig, name: str, *, pretrained: bool) -> Any:
         options["strict_img_size"] = False
     if name.startswith("swin_"):
         options["always_partition"] = True  # else a map of one window at 224 pixels is never shifted
-    with torch.device("meta"):
-        levels = _levels(timm.create_model(name, **options), config.dilated)
+    levels = _levels(_skeleton(config, name, options), config.dilated)
     missing = [level for level in config.levels if level not in levels]
     if missing:
         raise UsageError(
@@ -84,6 +84,17 @@ def _create(config: BackboneConfig, name: str, *, pretrained: bool) -> Any:
             # pictures need not be a multiple of the patch
             module.dynamic_img_pad = True  # type: ignore[assignment]
     return SwinBody(body) if name.startswith("swin_") else body
+
+
+def _skeleton(config: BackboneConfig, name: str, options: dict[str, Any]) -> Any:
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, **options)
+    except TypeError as error:  # options are those of ResNets
+        raise UsageError(
+            f"backbone {name} cannot be built with norm={config.norm!r}, dilated={config.dilated}: {error}",
+            hint="keep its own: --set model.backbone.norm=default",
+        ) from error
 
 
 def _architecture(name: str) -> str:

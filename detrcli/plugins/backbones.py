@@ -17,3 +17,10 @@ class BackboneConfig:
     frozen: tuple[str, ...] = ("conv1", "layer1")  # module prefixes that are never trained
     drop_path: float = 0.0  # stochastic depth of the last block while training; earlier blocks have less
     pretrained: str | None = "resnet50.tv_in1k"  # the timm weights that training from scratch starts from
+
+    @property
+    def starts_from(self) -> str | None:
+        """`pretrained`, unless the network is another one by now: then that one's own weights."""
+        if self.pretrained is None or self.pretrained.split(".")[0] == self.name.split(".")[0]:
+            return self.pretrained
+        return self.name

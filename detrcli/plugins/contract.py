@@ -151,6 +151,10 @@ class Family(Generic[C]):
     key_maps: Mapping[str, Callable[[C], KeyMap]] = field(
         default_factory=dict
     )  # foreign layout -> map to our names
+    donors: Mapping[str, str] = field(
+        default_factory=dict
+    )  # family whose weights may start a training -> pattern of the tensors that only one of the two has
+    question: str = ""  # what no tensor tells: asked when a file that does not say meets the bare family
     needs: Callable[[C], frozenset[Need]] = lambda config: frozenset()  # targets beyond boxes and labels
     takes_targets: bool = (
         False  # while training, forward(images, mask, targets): denoising queries are made of them

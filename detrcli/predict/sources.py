@@ -75,7 +75,7 @@ def _name_of(source: Source, number: int) -> str:
 
 def _named(name: str, recursive: bool) -> Iterator[Input]:
     if is_url(name):
-        yield Input(name, name)
+        yield Input(_readable(name), name)
     elif os.path.isdir(name):
         yield from _folder(Path(name), recursive)
     elif not os.path.lexists(name) and glob.has_magic(name):
@@ -85,9 +85,13 @@ def _named(name: str, recursive: bool) -> Iterator[Input]:
 
 
 def _glob(pattern: str) -> Iterator[Input]:
-    matches = sorted(path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path))
+    try:
+        matches = sorted(path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path))
+    except ValueError:  # letters that no file name can have
+        matches = []
     if not matches:
-        yield Input(pattern, ImageError(f"{pattern}: no file matches"))
+        name = _readable(pattern)
+        yield Input(name, ImageError(f"{name}: no file matches"))
     yield from (Input(_readable(path), path) for path in matches)
 
 
@@ -99,7 +103,8 @@ def _folder(folder: Path, recursive: bool) -> Iterator[Input]:
         yield found
     if empty:
         where = "in it or below it" if recursive else "in it (--recursive looks below)"
-        yield Input(_readable(str(folder)), ImageError(f"{folder}: no picture {where}"))
+        name = _readable(str(folder))
+        yield Input(name, ImageError(f"{name}: no picture {where}"))
 
 
 def _walk(folder: Path, recursive: bool, seen: set[tuple[int, int]]) -> Iterator[Input]:
@@ -158,7 +163,7 @@ def _line(line: str, recursive: bool) -> Iterator[Input]:
 
 def _readable(name: str) -> str:
     """A file's name as text that can be written anywhere, even when its bytes are no UTF-8."""
-    return os.fsencode(name).decode("utf-8", "replace") if "\0" not in name else name
+    return name.encode("utf-8", "replace").decode()
 
 
 def _file_bytes(path: Path, name: str) -> bytes:

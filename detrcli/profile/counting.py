@@ -8,8 +8,8 @@ Convention of the papers: one multiply-add counts once, and only what multiplies
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +29,7 @@ Formula = Callable[[tuple[Any, ...], Mapping[str, Any], Any], float]
 class Counts:
     """Multiply-adds by part and operator, and the calls nobody could count."""
 
-    macs: Counter[tuple[str, str]] = field(default_factory=Counter)  # (part, operator)
+    macs: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))  # (part, operator)
     unknown: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -37,19 +37,20 @@ class Counts:
         return sum(self.macs.values())
 
     def by_part(self) -> dict[str, float]:
-        found: Counter[str] = Counter()
-        for (part, _), value in self.macs.items():
-            found[part] += value
-        return dict(found)
+        return _summed((part, value) for (part, _), value in self.macs.items())
 
     def by_operator(self) -> dict[str, float]:
-        found: Counter[str] = Counter()
-        for (_, operator), value in self.macs.items():
-            found[operator] += value
-        return dict(found)
+        return _summed((operator, value) for (_, operator), value in self.macs.items())
 
 
-def count(model: nn.Module, parts: Mapping[str, Sequence[str]], batch: int, size: tuple[int, int]) -> Counts:
+def _summed(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
+    found: dict[str, float] = defaultdict(float)
+    for name, value in pairs:
+        found[name] += value
+    return dict(found)
+
+
+def count(model: nn.Module, parts: Mapping[Any, Sequence[str]], batch: int, size: tuple[int, int]) -> Counts:
     """The multiply-adds of one forward pass over `batch` pictures of (height, width); the model is on the meta device."""
     images = torch.empty(batch, 3, *size, device="meta")
     mask = torch.zeros(batch, *size, dtype=torch.bool, device="meta")
@@ -73,7 +74,7 @@ def _whole_attention() -> Iterator[None]:
 class _Where:
     """The part that is running: the innermost module that a part names, also by layer ("encoder.layers.2")."""
 
-    def __init__(self, model: nn.Module, parts: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, model: nn.Module, parts: Mapping[Any, Sequence[str]]) -> None:
         self.stack: list[str] = [OTHER]
         self.names = {path: name for name, paths in parts.items() for path in paths}
         self.model = model
@@ -82,7 +83,7 @@ class _Where:
     def __enter__(self) -> _Where:
         for path, module in self.model.named_modules():
             label = self._label(path)
-            if label is not None:
+            if label is not None and (label != self._label(path.rpartition(".")[0]) or self._in_a_list(path)):
                 self.handles.append(
                     module.register_forward_pre_hook(lambda m, a, label=label: self.stack.append(label))
                 )
@@ -96,18 +97,24 @@ class _Where:
     def _leave(self) -> None:
         self.stack.pop()
 
+    def _in_a_list(self, path: str) -> bool:
+        """Lists of modules are never called themselves, only what they hold."""
+        return isinstance(self.model.get_submodule(path.rpartition(".")[0]), (nn.ModuleList, nn.ModuleDict))
+
     def _label(self, path: str) -> str | None:
-        """`encoder`, or `encoder.2` for the third of its layers; None for modules that are neither."""
-        if path in self.names:
-            return self.names[path]
-        parent, _, last = path.rpartition(".")
-        owner = next((p for p in self.names if parent == f"{p}.layers" or parent == f"{p}.blocks"), None)
-        return f"{self.names[owner]}.{last}" if owner is not None and last.isdigit() else None
+        """The part that names this module or one that holds it; its layers by number, `encoder.2`."""
+        owners = [part for part in self.names if path == part or path.startswith(f"{part}.")]
+        if not owners:
+            return None
+        owner = max(owners, key=len)
+        inside = path.removeprefix(owner).strip(".").split(".")
+        layer = inside[1] if inside[0] in ("layers", "blocks") and len(inside) > 1 else ""
+        return f"{self.names[owner]}.{layer}" if layer else self.names[owner]
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, counts: Counts, where: _Where) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts, self.where = counts, where
         self.whole: set[Any] = set()  # operators that do not come apart
 
@@ -144,13 +151,13 @@ def _sampled(image: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
 
 
 def _grid_sample(args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> float:
-    return BILINEAR * out.numel()
+    return float(BILINEAR * out.numel())
 
 
 def _roi_align(args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> float:
     """Each cell of the answer averages a grid of samples; without a fixed grid torchvision chooses one a box, taken as 2 x 2."""
     ratio = args[5] if len(args) > 5 and args[5] > 0 else 2
-    return BILINEAR * ratio * ratio * out.numel()
+    return float(BILINEAR * ratio * ratio * out.numel())
 
 
 def _deform_conv(args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> float:

@@ -29,7 +29,7 @@ from detrcli.train.optim import build_optimizer, rate_at
 from detrcli.train.plan import Plan, Request, make_plan
 from detrcli.train.record import Record, read_plan, read_state
 from detrcli.types import Batch
-from detrcli.weights.load import load_weights
+from detrcli.weights.warm import told, warm_start
 
 
 class Watcher(Protocol):
@@ -79,7 +79,7 @@ def train(request: Request, *, out: Path | None = None, watch: Watcher | None = 
     """Train as the request says, into a new run folder."""
     plan = make_plan(request)
     torch.manual_seed(plan.seed)
-    job = _prepare(plan, runs.new_run("train", f"{plan.model}-{Path(plan.data).stem}", out))
+    job = _prepare(plan, lambda: runs.new_run("train", f"{plan.model}-{Path(plan.data).stem}", out))
     job.notes += _initialise(job)
     job.record.start()
     return _run(job, watch)
@@ -87,7 +87,7 @@ def train(request: Request, *, out: Path | None = None, watch: Watcher | None = 
 
 def resume(folder: Path, *, watch: Watcher | None = None) -> RunResult:
     """Go on with an interrupted run, with the plan it was started with."""
-    job = _prepare(read_plan(folder), folder)
+    job = _prepare(read_plan(folder), lambda: folder)
     state = read_state(folder)
     job.net.load_state_dict(state["model"])
     job.optimizer.load_state_dict(state["optimizer"])
@@ -97,7 +97,8 @@ def resume(folder: Path, *, watch: Watcher | None = None) -> RunResult:
     return _run(job, watch)
 
 
-def _prepare(plan: Plan, folder: Path) -> Job:
+def _prepare(plan: Plan, folder: Callable[[], Path]) -> Job:
+    """Everything a run needs; the folder is asked for last, so that a mistake leaves none behind."""
     model = resolve(plan.model).configured(plan.config)
     root = Path(plan.data_root) if plan.data_root else None
     masks = "masks" in model.family.needs(model.config)
@@ -118,12 +119,8 @@ def _prepare(plan: Plan, folder: Path) -> Job:
         world_size=distributed.world_size(),
         pin_memory=plan.device.startswith("cuda"),
     )
-    if len(dataset) == 0:
-        raise DataError(
-            f"{plan.data} has no training pictures", hint=f"look at it: detr data info {plan.data}"
-        )
     net = model.build(len(dataset.categories)).to(plan.device)
-    record = Record(folder, plan, dataset.categories)
+    record = Record(folder(), plan, dataset.categories)
     job = Job(plan, model, net, build_optimizer(net, plan.recipe), loader, val, record)
     if masks:
         job.notes += _about_masks(dataset)
@@ -144,13 +141,13 @@ def _about_masks(dataset: Dataset) -> list[str]:
 def _initialise(job: Job) -> list[str]:
     """Starting weights: a checkpoint if named, else ImageNet's for the backbone if the variant has some."""
     if job.plan.weights:
-        report = load_weights(job.net, job.plan.weights, job.model, classes=job.record.categories)
-        remade = f", {len(report.remade)} class rows made anew" if report.remade else ""
-        return [f"weights from {job.plan.weights}: {len(report.kept)} tensors kept{remade}"]
+        report = warm_start(job.net, job.plan.weights, job.model, classes=job.record.categories)
+        taken, *rest = told(report)
+        return [f"weights from {job.plan.weights}: {taken}", *rest]
     for module in job.net.modules():
         if isinstance(module, Backbone) and module.config.pretrained:
             module.load_pretrained()
-            return [f"backbone starts from {module.config.pretrained}"]
+            return [f"backbone starts from {module.config.starts_from}"]
     return ["all weights start from nothing"]
 
 

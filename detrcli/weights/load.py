@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,8 +105,11 @@ def load_state(
     layout: str | None = None,
     classes: tuple[Categories | None, Categories] | None = None,
     source: str = "the weights",
+    may_differ: str | None = None,
 ) -> LoadReport:
     """Fill `module` with the tensors of a file; all of them, or a CheckpointError that lists what does not fit.
+
+    Tensors whose names, in the model or in the file, match the pattern `may_differ` may be missing or left over.
 
     `classes` (those of the file if known, those of the model) allows other classes: rows of the class heads are taken over
     by name, the others keep their fresh values.
@@ -121,9 +125,11 @@ def load_state(
     values = mapped.tensors
     if classes is not None and classes[0] != classes[1]:
         values, report = _remake(module, mapped, report, _class_heads(family, config), classes)
-    if report.problems:
+    odd = report.missing + report.unexpected
+    if report.reshaped or not all(may_differ and re.search(may_differ, name) for name in odd):
         raise _misfit(report, family, source, _owner(tensors, family))
-    module.load_state_dict(values, strict=True)
+    extra = {name for name in values if name not in module.state_dict()} if odd else set()
+    module.load_state_dict({n: x for n, x in values.items() if n not in extra}, strict=not odd)
     return report
 
 

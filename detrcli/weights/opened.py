@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from detrcli.config import from_plain
 from detrcli.data.coco_classes import classes_for
+from detrcli.errors import CheckpointError, UsageError
 from detrcli.plugins.contract import Preprocess
 from detrcli.plugins.registry import Model
 from detrcli.types import Categories
@@ -37,7 +38,7 @@ def open_weights(choice: Choice, *, offline: bool = False) -> Opened:
     tensors, said = read(choice, offline=offline)
     model = choice.model
     if said and said.config:
-        model = model.configured(from_plain(type(model.config), said.config))
+        model = _configured(model, said, choice)
     count = said.num_classes if said else _count(tensors, model)
     module = model.build(count)
     report = load_state(module, tensors, model.family, model.config, source=str(choice.source))
@@ -49,6 +50,16 @@ def open_weights(choice: Choice, *, offline: bool = False) -> Opened:
         said=said,
         report=report,
     )
+
+
+def _configured(model: Model, said: Metadata, choice: Choice) -> Model:
+    """The model as the file says it was trained."""
+    try:
+        return model.configured(from_plain(type(model.config), said.config))
+    except UsageError as error:
+        raise CheckpointError(
+            f"the configuration inside {choice.source} cannot be used: {error.message}", hint=error.hint
+        ) from error
 
 
 def _count(tensors: Mapping[str, Tensor], model: Model) -> int:

@@ -118,7 +118,13 @@ def _model_of(path: Path, model: str | None) -> Model:
     if said is None:
         if model is None:
             raise UsageError(f"{path} does not say which model it is", hint="add --model FAMILY/VARIANT")
-        return registry.resolve(model)
+        wanted = registry.resolve(model)
+        if is_family(model) and wanted.family.question:
+            names = ", ".join(f"{wanted.family.name}/{v.name}" for v in wanted.family.variants)
+            raise CheckpointError(
+                f"{path} does not say {wanted.family.question}", hint=f"name the row: --model one of {names}"
+            )
+        return wanted
     inside = registry.resolve(said.model)
     if model is not None:
         wanted = registry.resolve(model)

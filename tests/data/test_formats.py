@@ -336,6 +336,13 @@ def test_links_may_not_leave_the_folder_but_the_folder_may_be_a_link(tmp_path, m
         inside(tmp_path / "real", "../elsewhere.png")
 
 
+def test_a_relative_folder_is_that_of_the_moment(tmp_path, monkeypatch):
+    for place in ("one", "two"):
+        (tmp_path / place / "pictures").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / place)
+        assert inside(Path("pictures"), "a.png") == Path("pictures/a.png")
+
+
 @given(st.text(st.sampled_from("./\\ab:C\0 "), max_size=12))
 def test_a_name_that_is_accepted_is_inside(name):
     if why_outside(name) is None:

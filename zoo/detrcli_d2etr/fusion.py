@@ -8,6 +8,8 @@ read the fused ones. Pooling has no weights: a fused map is pooled once, for all
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -19,6 +21,8 @@ from torch import Tensor, nn
 
 from detrcli.nn.backbone import resize_mask
 from detrcli_deformable_detr.levels import Map
+
+logger = logging.getLogger("detrcli.d2etr")
 
 Size = tuple[int, int]  # height, width
 Residual = Literal["official", "prenorm"]
@@ -57,16 +61,24 @@ class CrossScaleFusion(nn.Module):
 
     def forward(self, maps: Sequence[Map], mask: Tensor, padded: bool = True) -> list[Map]:
         """maps with their padding; mask (B, H, W) of the pictures, `padded` False says that it is empty."""
-        inputs = [x for x, _ in maps] + [maps[-1][0]] * (len(self.projections) - len(maps))
-        projected = [project(x) for project, x in zip(self.projections, inputs, strict=True)]
-        masks = [m for _, m in maps] + [resize_mask(mask, x) for x in projected[len(maps) :]]
-        first, *others = projected
+        projected, masks = self._project(maps, mask)
         hidden = masks if padded and self.masked else [None] * len(masks)
-        fused, pools = [first], [pool_map(first, self.pool, hidden[0])]
-        for stage, x, padding in zip(self.stages, others, hidden[1:], strict=True):
+        fused, pools = projected[:1], []
+        for stage, x, before, padding in zip(self.stages, projected[1:], hidden, hidden[1:], strict=False):
+            pools.append(pool_map(fused[-1], self.pool, before))
             fused.append(stage(x, pools, padding))
-            pools.append(pool_map(fused[-1], self.pool, padding))
+        _tell_of_large_pool(self.pool, (fused[-1].shape[2], fused[-1].shape[3]))
         return list(zip(fused, masks, strict=True))
+
+    def _project(self, maps: Sequence[Map], mask: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The maps at the common width, and a coarser one of the last if wanted; with their padding."""
+        projected = [project(x) for project, (x, _) in zip(self.projections, maps, strict=False)]
+        masks = [m for _, m in maps]
+        for project in self.projections[len(maps) :]:
+            last, padding = maps[-1]
+            projected.append(project(last.masked_fill(padding[:, None], 0.0) if self.masked else last))
+            masks.append(resize_mask(mask, projected[-1]))
+        return projected, masks
 
 
 class Projection(nn.Module):
@@ -221,6 +233,19 @@ def pooling_weights(counts: Tensor, length: int, parts: int) -> Tensor:
     place = torch.arange(length, device=counts.device)
     inside = (place >= start[..., None]) & (place < stop[..., None])
     return inside / (stop - start)[..., None]
+
+
+def _tell_of_large_pool(pool: int, size: Size) -> None:
+    if pool > min(size):
+        _tell_once(
+            f"pool ({pool}) is larger than the coarsest fused map ({size[1]}x{size[0]}): keys repeat; for small pictures "
+            f"set model.pool={min(size)}"
+        )
+
+
+@functools.cache
+def _tell_once(text: str) -> None:
+    logger.warning(text)
 
 
 def drop_rates(last: float, *, stages: int, blocks: int) -> list[float]:

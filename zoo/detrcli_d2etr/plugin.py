@@ -36,7 +36,7 @@ DENSE_RECIPE = replace(PAPER_RECIPE, lr_factors={r"^backbone\.": 0.1, r"referenc
 TINY_RECIPE = Recipe(
     epochs=4,
     batch_size=16,
-    lr=1e-3,
+    lr=2e-3,
     lr_factors={r"sampling_offsets": 0.1},
     schedule="cosine",
     warmup_steps=50,

@@ -7,6 +7,8 @@ one more channel behind them.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,6 +25,8 @@ from detrcli.types import Target
 from detrcli_deformable_detr.encoder import xavier_linears
 from detrcli_deformable_detr.heads import class_linear
 from detrcli_deformable_detr.levels import Tokens
+
+logger = logging.getLogger("detrcli.d2etr")
 
 TOKENS, EXTENT = (
     "tokens",
@@ -126,6 +130,7 @@ def token_labels(
     for i, target in enumerate(targets):
         masks = target.extras.get("masks")
         if masks is None:
+            _tell_of_boxes()
             masks = box_masks(target.boxes, extent[i], canvas)
         classes, shares = _painted(masks.bool(), target.labels, canvas)
         for label in labels:
@@ -133,6 +138,13 @@ def token_labels(
             label[i, classes] = cover
             label[i, any_object] = cover.sum(0)
     return labels
+
+
+@functools.cache
+def _tell_of_boxes() -> None:
+    logger.warning(
+        "targets carry no masks: token labels are made of boxes; to do without them set model.token_labels=false"
+    )
 
 
 def _canvas(targets: Sequence[Target], drawn: tuple[int, int]) -> tuple[int, int]:

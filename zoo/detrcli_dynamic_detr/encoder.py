@@ -107,7 +107,7 @@ class DynamicEncoderLayer(nn.Module):
         return branches
 
     def sampling(self, x: Tensor) -> Sampling:
-        code = self.offset(x)
+        code: Tensor = self.offset(x)
         # A NaN would be an address outside the map; the mask, which is NaN then too, carries it on to the loss.
         offset = code[:, : 2 * TAPS].nan_to_num(0.0)
         return offset, code[:, 2 * TAPS :].sigmoid()
@@ -115,7 +115,8 @@ class DynamicEncoderLayer(nn.Module):
     def _coarser(self, x: Tensor, sampling: Sampling) -> Tensor:
         size = sampling[0].shape[-2:]
         if self.order == "upsample_first":
-            return self.coarser(_resize(x, size, align=True), sampling)
+            answer: Tensor = self.coarser(_resize(x, size, align=True), sampling)
+            return answer
         offset, mask = (_resize(part, x.shape[-2:], align=False) for part in sampling)
         return _resize(self.coarser(x, (offset, mask)), size, align=True)
 

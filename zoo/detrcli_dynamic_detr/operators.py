@@ -11,6 +11,8 @@ DeformConv (opset 19) and RoiAlign; `sampled` needs no DeformConv.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 import torchvision.ops
@@ -19,6 +21,12 @@ from torch import Tensor
 from detrcli_dynamic_detr.config import Operators
 
 TAPS = 9
+
+
+def _as_it_is(x: Tensor) -> AbstractContextManager[object]:
+    """Without autocast; devices that do not know it (meta) need nothing."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def deform_conv2d(
@@ -36,7 +44,7 @@ def deform_conv2d(
     offset (B, 18, H', W') holds (dy, dx) of each tap, row by row, and must not be NaN; mask (B, 9, H', W').
     """
     x, offset, mask, weight, bias = (_single(t) for t in (x, offset, mask, weight, bias))
-    with torch.autocast(x.device.type, enabled=False):
+    with _as_it_is(x):
         if form == "grid_sample":
             return sampled(x, offset, mask, weight, bias, stride)
         if form == "auto" and _gathers(x):
@@ -51,7 +59,7 @@ def roi_align(x: Tensor, boxes: Tensor, *, size: int, samples: int, form: Operat
     Pixel (i, j) covers [i, i+1) x [j, j+1). All samples must lie within the outermost pixel centres.
     """
     x, boxes = _single(x), _single(boxes).to(x.device)
-    with torch.autocast(x.device.type, enabled=False):
+    with _as_it_is(x):
         if form == "auto" and _gathers(x):
             return gathered_roi_align(x, boxes, size, samples)
         image = _count(boxes.shape[0], boxes)[:, None, None]

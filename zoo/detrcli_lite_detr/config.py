@@ -8,6 +8,7 @@ from typing import Literal
 from detrcli.plugins.backbones import BackboneConfig
 from detrcli_deformable_detr.config import DeformableDetrConfig
 
+QUESTION = "which row of the table it is"  # no tensor tells the number of high levels
 Kind = Literal["high", "low", "full"]  # which tokens a layer updates: of high levels, of low ones, all
 
 
@@ -15,7 +16,9 @@ Kind = Literal["high", "low", "full"]  # which tokens a layer updates: of high l
 class Interleaving:
     """The paper's HxLy-(A+1)xB: x high levels, B blocks. No default for either: no tensor tells them apart."""
 
-    high_levels: int  # the coarsest levels, whose tokens every layer updates; the others are low
+    high_levels: int = field(  # the coarsest levels, whose tokens every layer updates; the others are low
+        metadata={"question": "which row of the table is it? Its name begins with H3L1 or H2L2"}
+    )
     blocks: int  # each ends with one update of the low levels
     reading: Literal["released", "paper"] = "released"  # of a block, see `schedule`
     low_ffn: int | None = 256  # hidden width of the low tokens' feed-forward; None: they share the large one

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from detrcli.plugins.backbones import BackboneConfig
 from detrcli.plugins.contract import Family, Preprocess, Published, Recipe, Variant
 from detrcli_deformable_detr.config import DeformableDetrConfig
-from detrcli_lite_detr.config import Interleaving, LiteDeformableConfig
+from detrcli_lite_detr.config import QUESTION, Interleaving, LiteDeformableConfig
 from detrcli_lite_detr.keymap import LITE_DEFORMABLE
 
 if TYPE_CHECKING:
@@ -130,4 +130,6 @@ FAMILY = Family(
         "heads": ("class_heads", "box_heads"),
     },
     key_maps=LITE_DEFORMABLE,
+    donors={"deformable_detr": r"encoder\.layers\.\d+\.(self_attn|low)\."},
+    question=QUESTION,
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from detrcli.plugins.contract import Family, Variant
 from detrcli_lite_detr import dino_plugin as dino
-from detrcli_lite_detr.config import DinoConfig, Interleaving, LiteDinoConfig
+from detrcli_lite_detr.config import QUESTION, DinoConfig, Interleaving, LiteDinoConfig
 from detrcli_lite_detr.keymap import LITE_DINO
 
 if TYPE_CHECKING:
@@ -81,5 +81,7 @@ FAMILY = Family(
     postprocess=_postprocess,
     parts=dino.PARTS,
     key_maps=LITE_DINO,
+    donors={"dino": r"(encoder|decoder)\.layers\.\d+\.(self_attn|cross_attn|low)\."},
+    question=QUESTION,
     takes_targets=True,
 )

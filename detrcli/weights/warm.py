@@ -1,0 +1,73 @@
+"""Starting a training from weights of a kindred model: what fits is taken, what is new keeps its fresh values."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from detrcli.errors import CheckpointError
+from detrcli.plugins.registry import Model, resolve
+from detrcli.types import Categories
+from detrcli.weights.load import LoadReport, fit, load_state, read
+from detrcli.weights.resolve import Choice, choose
+
+
+def warm_start(
+    module: nn.Module,
+    source: str | Path,
+    model: Model,
+    *,
+    classes: Categories | None = None,
+    offline: bool = False,
+) -> LoadReport:
+    """`load_weights`, except that weights of the family's donors may lack and have more tensors where the family says so.
+
+    The report's `missing` are then the tensors that are new, `unexpected` those of the file that were left out.
+    """
+    choice = _choose(model, str(source))
+    tensors, said = read(choice, offline=offline)
+    pair = (said.categories if said else None, classes) if classes is not None else None
+    family, config = model.family, model.variant.config
+    donor = family.donors.get(resolve(said.model).family.name) if said else _donor_of(module, tensors, model)
+    return load_state(
+        module, tensors, family, config, classes=pair, source=str(choice.source), may_differ=donor
+    )
+
+
+def _donor_of(module: nn.Module, tensors: Mapping[str, Tensor], model: Model) -> str | None:
+    """Where a file of others may differ. A donor's has tensors that this family lacks; else it is a part of its own."""
+    left_over = fit(tensors, model.family, model.config, module).unexpected
+    fits = (p for p in model.family.donors.values() if left_over and all(re.search(p, n) for n in left_over))
+    return next(fits, None)
+
+
+def _choose(model: Model, source: str) -> Choice:
+    """A file of ours says which model it holds: this one, or one of a donor family."""
+    for donor in model.family.donors:
+        with suppress(CheckpointError):
+            return choose(donor, source)
+    return choose(model.name, source)
+
+
+def told(report: LoadReport) -> list[str]:
+    """What was taken, what is new, what was left out: a line each."""
+    remade = f", {len(report.remade)} class rows made anew" if report.remade else ""
+    lines = [f"{len(report.kept)} tensors kept{remade}"]
+    lines += [f"new: {by_pattern(report.missing)}"] if report.missing else []
+    lines += [f"left out: {by_pattern(report.unexpected)}"] if report.unexpected else []
+    return lines
+
+
+def by_pattern(names: Sequence[str]) -> str:
+    """Names with their numbers as `*`, each once with its count.
+
+    >>> by_pattern(["layers.0.weight", "layers.1.weight", "bias"])
+    'layers.*.weight (2), bias'
+    """
+    counts: Iterable[tuple[str, int]] = Counter(re.sub(r"\b\d+\b", "*", name) for name in names).items()
+    return ", ".join(f"{name} ({count})" if count > 1 else name for name, count in counts)

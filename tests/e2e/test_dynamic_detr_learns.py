@@ -1,0 +1,15 @@
+"""Dynamic DETR's tiny variant learns the drawn shapes with the recipe that it declares."""
+
+from __future__ import annotations
+
+import pytest
+
+from detrcli.train.plan import Request
+from detrcli.train.run import train
+
+
+@pytest.mark.slow
+def test_tiny_learns_shapes(tmp_path):
+    request = Request(data="shapes", model="dynamic_detr/tiny", device="cpu", eval_every=4)
+    result = train(request, out=tmp_path / "run")
+    assert result.metrics["ap50"] >= 0.65
