@@ -42,7 +42,7 @@ demo: install    ## train, evaluate and predict on drawn pictures; about three m
 	@echo "  detr zoo list                             what else there is"
 
 test: install    ## everything
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)   ## style, types, import directions
 	$(BIN)/ruff check .
