@@ -23,6 +23,7 @@ from detrcli.data.transforms import training
 from detrcli.errors import DataError, DetrError
 from detrcli.evaluate.run import EvalResult, evaluate
 from detrcli.nn.backbone import Backbone
+from detrcli.nn.speed import keep_memory, levers
 from detrcli.plugins import Model, resolve
 from detrcli.train.loop import Step, Trainer
 from detrcli.train.optim import build_optimizer, rate_at
@@ -119,6 +120,8 @@ def _prepare(plan: Plan, folder: Callable[[], Path]) -> Job:
         world_size=distributed.world_size(),
         pin_memory=plan.device.startswith("cuda"),
     )
+    if plan.device == "cpu" and "allocator" in levers():
+        keep_memory()
     net = model.build(len(dataset.categories)).to(plan.device)
     record = Record(folder(), plan, dataset.categories)
     job = Job(plan, model, net, build_optimizer(net, plan.recipe), loader, val, record)
