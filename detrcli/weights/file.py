@@ -20,6 +20,7 @@ from detrcli.errors import CheckpointError
 from detrcli.files import replacing
 from detrcli.weights.metadata import (
     KEY,
+    MAX_HEADER,
     SHARD_INDEX,
     Metadata,
     cannot_read,
@@ -97,10 +98,11 @@ def sniff(path: Path) -> str:
         return "it is empty"
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, the file itself was not fetched"
+    # First the format whose opening bytes are a length, which may look like anything: 0x80, "PK", …
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER:
+        return "safetensors"
     if start[257:262] == b"ustar" or start[:1] == b"\x80" or start[:2] == b"PK":
         return "pickle"
-    if start[8:9] == b"{":
-        return "safetensors"
     return "it starts like neither safetensors nor a PyTorch file"
 
 

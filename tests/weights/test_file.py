@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,21 @@ def test_tensors_and_description_return_as_they_were(tmp_path: Path):
         METADATA.made,
     )
     assert read_metadata(path) == metadata
+
+
+@pytest.mark.parametrize("first", [0x80, 0x50])
+def test_a_file_is_ours_whatever_its_length_looks_like(tmp_path: Path, first: int):
+    """The first byte is the low one of a length: 0x80 opens a pickle too, and a zip opens with 0x50."""
+    path = tmp_path / "x.safetensors"
+    for padding in range(0, 300, 4):
+        described = replace(METADATA, made={"padding": "x" * padding})
+        save(path, state(), described)
+        if path.read_bytes()[0] == first:
+            break
+    assert path.read_bytes()[0] == first
+    _, metadata = load(path)
+    assert metadata is not None
+    assert metadata.made == described.made
 
 
 def test_shared_tensors_are_stored_once_and_return_under_every_name(tmp_path: Path):
