@@ -23,11 +23,18 @@ SMALLEST = 8  # pixels of the input in width and height, below which a spot is n
 QUERIES = 120
 
 
+class Seen(list):
+    """What a model and its copies were shown, in one list: evaluation runs a faster copy."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
 class Spotter(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.anything = nn.Parameter(torch.zeros(1))
-        self.sizes: list[tuple[int, ...]] = []  # of the batches it was shown
+        self.sizes = Seen()  # of the batches it was shown
 
     def forward(self, images, mask=None):
         self.sizes.append(tuple(images.shape))
