@@ -8,7 +8,7 @@ OPS    := $(VENV)/.ops
 OPS_CUDA ?= AUTO
 DEMO   ?= lite_deformable/tiny
 
-.PHONY: help install demo test lint docs bench clean
+.PHONY: help install demo test sanitize lint docs bench clean
 help:            ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -43,6 +43,9 @@ demo: install    ## train, evaluate and predict on drawn pictures; about three m
 
 test: install    ## everything
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+sanitize: install ## the operators under AddressSanitizer and UBSan; many minutes
+	$(BIN)/python -m pytest -m sanitizers tests/ops
 
 lint: $(READY)   ## style, types, import directions
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ def build(folder: Path) -> Path:
     return folder / "libdetrcli_ops.so"
 
 
-@pytest.mark.slow
+@pytest.mark.sanitizers
 @pytest.mark.native
 @pytest.mark.skipif(dispatch.missing("cpu") is not None, reason=str(dispatch.missing("cpu")))
 @pytest.mark.skipif(shutil.which("cmake") is None or shutil.which("g++") is None, reason="no cmake or no g++")
