@@ -28,7 +28,7 @@ $(OPS): $(READY) $(shell find detrcli_ops -name '*.cpp' -o -name '*.h' -o -name 
 	else echo "no C++ compiler: the operators run in plain torch"; fi
 	touch $@
 
-demo: install    ## train, evaluate and predict on drawn pictures; about three minutes
+demo: install    ## train, evaluate and predict on drawn pictures; a few minutes
 	$(BIN)/detr train shapes --model $(DEMO)
 	$(BIN)/detr eval shapes --model $(DEMO)
 	@test -d runs/pictures || $(BIN)/detr --quiet data shapes runs/pictures --train 1 --val 12
