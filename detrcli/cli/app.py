@@ -9,14 +9,24 @@ import traceback
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from detrcli.cli import console
+from detrcli.cli.lazy import LazyGroup, group
 from detrcli.errors import DetrError
 from detrcli.version import __version__
 
+VERBS = {  # in the order of a project's life; then the catalogues
+    "train": ("detrcli.cli.train:train", "Train a model."),
+    "eval": ("detrcli.cli.evaluate:evaluate", "Score a model, or saved detections, with the COCO metrics."),
+    "predict": ("detrcli.cli.predict:predict", "Find objects in pictures; draw them, and write them down."),
+    "profile": ("detrcli.cli.profile:profile", "Count parameters and GFLOPs; measure time."),
+    "zoo": ("detrcli.cli.zoo:app", "Models, papers and weights."),
+    "data": ("detrcli.cli.data:app", "Check, show, convert, split and make data sets."),
+    "env": ("detrcli.cli.env:env", "Show versions, devices, kernels, caches and plugins."),
+}
 
-class _Shell(TyperGroup):
+
+class _Shell(LazyGroup):
     """Ends quietly when the reader of stdout has gone, which is no failure of ours; typer's own answer is exit code 1."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
@@ -27,11 +37,11 @@ class _Shell(TyperGroup):
             raise typer.Exit(0) from None
 
 
-app = typer.Typer(
-    cls=_Shell,
+app = group(
+    VERBS,
+    base=_Shell,
     name="detr",
     help="Detection transformers: train, evaluate, predict and profile with DETR and the papers that followed.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -58,22 +68,6 @@ def options(
     console.settings.verbose = verbose
     console.settings.debug = console.settings.debug or debug
     console.listen()
-
-
-def _register() -> None:
-    """Verbs first, in the order of a project's life; then the catalogues."""
-    from detrcli.cli import data, env, evaluate, predict, profile, train, zoo
-
-    app.command("train")(train.train)
-    app.command("eval")(evaluate.evaluate)
-    app.command("predict")(predict.predict)
-    app.command("profile")(profile.profile)
-    app.add_typer(zoo.app, name="zoo")
-    app.add_typer(data.app, name="data")
-    app.command("env")(env.env)
-
-
-_register()
 
 
 def main() -> None:

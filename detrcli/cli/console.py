@@ -42,10 +42,9 @@ def stderr() -> Console:
 
 
 def stdout() -> Console:
-    """For tables. In a pipe nothing is cut: a table is as wide as it needs to be."""
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 400)
+    return Console(highlight=False)
 
 
 def note(text: str) -> None:
@@ -108,7 +107,10 @@ def table(
     title: str | None = None,
     right: Sequence[str] = (),
 ) -> None:
-    """A table on stdout; columns named in `right` are aligned right."""
+    """A table on stdout; columns named in `right` are aligned right. In a pipe it is plain text, and nothing is cut."""
+    if not sys.stdout.isatty():
+        say("\n".join(_plain_table(columns, [list(row) for row in rows], title, right)))
+        return
     from rich import box
     from rich.table import Table
 
@@ -118,6 +120,20 @@ def table(
     for row in rows:
         drawn.add_row(*row)
     stdout().print(drawn)
+
+
+def _plain_table(
+    columns: Sequence[str], rows: list[list[str]], title: str | None, right: Sequence[str]
+) -> Iterator[str]:
+    widths = [max(len(line[i]) for line in [list(columns), *rows]) for i in range(len(columns))]
+    if title:
+        yield title
+    for line in (columns, *rows):
+        cells = (
+            cell.rjust(width) if name in right else cell.ljust(width)
+            for cell, width, name in zip(line, widths, columns, strict=True)
+        )
+        yield "  ".join(cells).rstrip()
 
 
 def markdown(text: str) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from detrcli.cli import console
 from detrcli.cli.complete import data_names
+from detrcli.cli.lazy import group
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,7 +20,17 @@ if TYPE_CHECKING:
     from detrcli.data.check import Report
     from detrcli.data.defects import Defects
 
-app = typer.Typer(help="Check, show, convert, split and make data sets.", no_args_is_help=True)
+app = group(
+    {
+        "check": (f"{__name__}:check", "Look for everything that spoils training or evaluation."),
+        "info": (f"{__name__}:info", "Show splits, classes and sizes."),
+        "view": (f"{__name__}:view", "Draw pictures with their boxes on one contact sheet."),
+        "convert": (f"{__name__}:convert", "Write a data set in another format, pictures included."),
+        "split": (f"{__name__}:split_", "Cut one part into train, val and test, every class in proportion."),
+        "shapes": (f"{__name__}:shapes", "Write the synthetic data set as a COCO folder."),
+    },
+    help="Check, show, convert, split and make data sets.",
+)
 
 
 Data = Annotated[
@@ -34,7 +45,6 @@ Root = Annotated[Path | None, typer.Option("--data-root", help="Where named data
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
-@app.command("check")
 def check(
     data: Data,
     fast: Annotated[bool, typer.Option("--fast", help="Read the pictures' headers only.")] = False,
@@ -82,7 +92,6 @@ def _show_defects(defects: Defects) -> None:
             console.say(f"      {example}")
 
 
-@app.command("info")
 def info(data: Data, data_root: Root = None, as_json: Json = False) -> None:
     """Show splits, classes and sizes."""
     from detrcli.data.summary import summarise
@@ -119,7 +128,6 @@ def _spread(values: tuple[int, int, int]) -> tuple[int, int, int]:
     return values[0], values[2], values[1]
 
 
-@app.command("view")
 def view(
     data: Data,
     out: Annotated[Path, typer.Option(help="The contact sheet to write.")] = Path("sheet.png"),
@@ -189,7 +197,6 @@ def _annotated(dataset: Dataset, index: int) -> Image:
     return annotate(dataset.picture(index), found, scores=False)
 
 
-@app.command("convert")
 def convert(
     data: Data,
     out: Out,
@@ -210,7 +217,6 @@ def convert(
     _tell_written(splits, out, as_json)
 
 
-@app.command("split")
 def split_(
     data: Data,
     out: Out,
@@ -232,7 +238,6 @@ def split_(
     _tell_written(splits, out, as_json)
 
 
-@app.command("shapes")
 def shapes(
     out: Out,
     preset: Annotated[str, typer.Option(help="easy (64 px) or hard (128 px).")] = "easy",

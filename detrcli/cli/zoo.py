@@ -8,19 +8,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detrcli.cli import console, zoo_weights
+from detrcli.cli import console
 from detrcli.cli.complete import model_names
+from detrcli.cli.lazy import group
 
 if TYPE_CHECKING:
     from detrcli.plugins.contract import Published, Weights
     from detrcli.plugins.registry import Model
     from detrcli.weights.resolve import Run
 
-app = typer.Typer(name="zoo", help="Models, papers and weights.", no_args_is_help=True, rich_markup_mode=None)
+WEIGHTS = "detrcli.cli.zoo_weights"
+app = group(
+    {
+        "list": (f"{__name__}:list_models", "Every model: paper, parameters, published AP, weights."),
+        "info": (f"{__name__}:info", "A paper with its page, or one variant with its numbers."),
+        "search": (f"{__name__}:search", "Find models of the zoo, or repositories on the Hub."),
+        "pull": (f"{WEIGHTS}:pull", "Fetch weights from the Hub, pinned and hashed."),
+        "verify": (f"{WEIGHTS}:verify", "Hash weights again and compare the model's answers."),
+        "convert": (f"{WEIGHTS}:convert", "Official or Hub checkpoints to ours, and back."),
+        "path": (f"{WEIGHTS}:path", "Where the weights of a model lie."),
+        "rm": (f"{WEIGHTS}:rm", "Delete what the Hub cache holds of a repository."),
+        "new": (f"{__name__}:new", "Write a plugin package for a paper."),
+    },
+    help="Models, papers and weights.",
+)
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
-@app.command("list")
 def list_models(
     pattern: Annotated[
         str, typer.Argument(help="Only these: a family or a shell pattern.", autocompletion=model_names)
@@ -56,7 +70,6 @@ def list_models(
         console.note(f"broken plugin {fault['plugin']} ({fault['distribution']}): {fault['reason']}")
 
 
-@app.command("info")
 def info(
     name: Annotated[
         str, typer.Argument(metavar="MODEL", help="FAMILY or FAMILY/VARIANT.", autocompletion=model_names)
@@ -78,7 +91,6 @@ def info(
         _show_family(variants)
 
 
-@app.command("search")
 def search(
     words: Annotated[list[str], typer.Argument(help="Parts of names, titles, authors, venues or summaries.")],
     hub: Annotated[
@@ -125,7 +137,6 @@ def _about(model: Model, words: list[str]) -> bool:
     return all(word.lower() in text for word in words)
 
 
-@app.command("new")
 def new(
     name: Annotated[str, typer.Argument(help="The name users will type, such as sparse-detr.")],
     out: Annotated[
@@ -278,13 +289,3 @@ def _on_disk(model: Model) -> str:
 
     state = status(model)
     return f"{state.kind}: {state.path} ({(state.size or 0) / 1e6:.1f} MB)" if state.path else "nothing yet"
-
-
-for command in (
-    zoo_weights.pull,
-    zoo_weights.verify,
-    zoo_weights.convert,
-    zoo_weights.path,
-    zoo_weights.rm,
-):
-    app.command(command.__name__)(command)

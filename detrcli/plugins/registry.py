@@ -1,6 +1,6 @@
 """Finding plugins in two phases: metadata first, import second, so that one broken plugin never hides the others.
 
-    find()   Found(name, distribution, version, entry point)        nothing imported
+    find()   Found(name, entry point)                               nothing imported
     load()   Loaded(found, plugin) or Broken(found, reason)         each plugin on its own
 
 `DETR_PLUGINS=detr,my_paper` restricts what is loaded (empty: nothing), for tests and bug reports.
@@ -31,9 +31,15 @@ class Found:
     """A plugin that is installed; not imported yet."""
 
     name: str
-    distribution: str
-    version: str
     entry_point: EntryPoint
+
+    @property
+    def distribution(self) -> str:
+        return self.entry_point.dist.name if self.entry_point.dist else "?"
+
+    @property
+    def version(self) -> str:
+        return self.entry_point.dist.version if self.entry_point.dist else "?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +89,12 @@ class Model:
 
 def find() -> list[Found]:
     """Every installed plugin, sorted; metadata only."""
-    found = [
-        Found(ep.name, ep.dist.name if ep.dist else "?", ep.dist.version if ep.dist else "?", ep)
-        for ep in entry_points(group=GROUP)
-    ]
+    found = [Found(ep.name, ep) for ep in entry_points(group=GROUP)]
     chosen = os.environ.get("DETR_PLUGINS")
     if chosen is not None:
         names = {name.strip() for name in chosen.split(",")}
         found = [f for f in found if f.name in names]
-    return sorted(found, key=lambda f: (f.name, f.distribution))
+    return sorted(found, key=lambda f: (f.name, f.entry_point.value))
 
 
 def load(found: Found) -> Loaded | Broken:
