@@ -67,7 +67,11 @@ def parse(text: str | None, path: Path) -> Description:
         ) from error
 
 
-def exported_file(model: str | None) -> Path | None:
-    """The path, where what stands for a model is the name of an exported file."""
+def exported_file(model: str | None, weights: object = None) -> Path | None:
+    """The path, where what stands for a model is the name of an exported file; that has weights of its own."""
     path = Path(model or "")
-    return path.expanduser() if path.suffix.lower() in SUFFIXES else None
+    if path.suffix.lower() not in SUFFIXES:
+        return None
+    if weights is not None:
+        raise UsageError(f"{path} holds its weights", hint="leave --weights out")
+    return path.expanduser()

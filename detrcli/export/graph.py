@@ -35,7 +35,9 @@ SHARE = 0.64  # of the short side that a model is meant for: size of the picture
 class Graph(nn.Module):
     """What is exported: the model, and what is asked for before and behind it."""
 
-    def __init__(self, model: nn.Module, request: Request, preprocess: Preprocess, after: Postprocess) -> None:
+    def __init__(
+        self, model: nn.Module, request: Request, preprocess: Preprocess, after: Postprocess
+    ) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).eval()
         fold_frozen_norms(self.model)
@@ -82,7 +84,9 @@ def example(request: Request, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
     height, width = request.size or traced_size(preprocess)
     batch = 2 if "batch" in request.dynamic else 1
     kind = torch.uint8 if request.preprocess else torch.float32
-    return torch.zeros(batch, 3, height, width, dtype=kind), torch.zeros(batch, height, width, dtype=torch.bool)
+    return torch.zeros(batch, 3, height, width, dtype=kind), torch.zeros(
+        batch, height, width, dtype=torch.bool
+    )
 
 
 def traced_size(preprocess: Preprocess) -> tuple[int, int]:
@@ -116,7 +120,9 @@ def watched(graph: nn.Module) -> Iterator[list[str]]:
 
 def _cannot_trace(error: Exception, path: list[str]) -> ModelError:
     text = str(error)
-    fixed = re.findall(r"L\['(\w+)'\]\.size\(\)\[(\d)\] as dynamic but your code specialized it .* \((\d+)\)", text)
+    fixed = re.findall(
+        r"L\['(\w+)'\]\.size\(\)\[(\d)\] as dynamic but your code specialized it .* \((\d+)\)", text
+    )
     if fixed:
         axes = sorted({"batch" if axis == "0" else "size" for _, axis, _ in fixed})
         return ModelError(

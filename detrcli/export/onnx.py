@@ -30,7 +30,9 @@ AXES = {  # of inputs and outputs, by name
 }
 
 
-def write(path: Path, program: ExportedProgram, description: Description, *, optional_mask: bool = True) -> None:
+def write(
+    path: Path, program: ExportedProgram, description: Description, *, optional_mask: bool = True
+) -> None:
     model = convert(program, description)
     expand_mask(model, optional_mask)
     model.metadata_props.add(key=KEY, value=description.dumps())
@@ -108,7 +110,9 @@ def expand_mask(model: ModelProto, optional: bool) -> None:
     for node in model.graph.node:
         node.input[:] = [used if name == given else name for name in node.input]
     sizes = {"batch": (0, 1), "height": (2, 3), "width": (3, 4)}
-    nodes = [helper.make_node("Shape", ["images"], [f"mask_{n}"], start=a, end=b) for n, (a, b) in sizes.items()]
+    nodes = [
+        helper.make_node("Shape", ["images"], [f"mask_{n}"], start=a, end=b) for n, (a, b) in sizes.items()
+    ]
     nodes.append(helper.make_node("Concat", [f"mask_{n}" for n in sizes], ["mask_shape"], axis=0))
     nodes.append(helper.make_node("Expand", [given, "mask_shape"], [used]))
     rest = list(model.graph.node)

@@ -64,6 +64,20 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
+def format_of(out: Path | None) -> Format:
+    """What a file's name says, ONNX without one."""
+    if out is None:
+        return "onnx"
+    if out.suffix.lower() not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
+        raise UsageError(f"what kind of file is {out}?", hint=f"a name that ends in {known}, or --format")
+    return SUFFIXES[out.suffix.lower()]
+
+
+def suffix_of(format: Format) -> str:
+    return next(suffix for suffix, name in SUFFIXES.items() if name == format)
+
+
 def check_software(format: Format) -> None:
     """An error that names the extra, where something that the format needs is not installed."""
     missing = [name for name in NEEDS[format] if find_spec(name) is None]
@@ -77,7 +91,7 @@ def check_software(format: Format) -> None:
 def check_place(out: Path, format: Format) -> None:
     """An error where the file could not be written, or its name says another format."""
     if SUFFIXES.get(out.suffix.lower()) != format:
-        wanted = next(suffix for suffix, name in SUFFIXES.items() if name == format)
+        wanted = suffix_of(format)
         raise UsageError(
             f"a file of format {format} ends in {wanted} (name given: {out})",
             hint=f"--out {out.with_suffix(wanted)}",

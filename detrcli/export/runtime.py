@@ -53,6 +53,9 @@ def open_file(path: Path, device: str | None = None) -> tuple[Session, Descripti
     return session, parse(text, path), place
 
 
+LABELS = "labels"  # of detections, among the extras
+
+
 class ExportedModel(nn.Module):
     """images (B, 3, H, W), normalised, and mask (B, H, W) -> Output; whatever the file itself wants.
 
@@ -82,12 +85,7 @@ class ExportedModel(nn.Module):
     def as_wanted(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Padded to the only size there is; as bytes, if the file normalises itself."""
         if self.description.size is not None:
-            down, right = (want - have for want, have in zip(self.description.size, mask.shape[1:], strict=True))
-            if min(down, right) < 0:
-                raise UsageError(
-                    f"{self.path} takes pictures of {self.description.size}, these are {tuple(mask.shape[1:])}"
-                )
-            images, mask = F.pad(images, (0, right, 0, down)), F.pad(mask, (0, right, 0, down), value=True)
+            images, mask = fitted(images, mask, self.description.size)
         if self.description.values == "uint8":
             mean, std = (
                 images.new_tensor(v)[:, None, None]
@@ -109,7 +107,17 @@ class ExportedModel(nn.Module):
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-LABELS = "labels"
+def fitted(images: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Pictures as large as the file takes them: padded, and smaller where they must be. Boxes are parts of a picture anyway."""
+    share = min(1.0, *(want / have for want, have in zip(size, mask.shape[1:], strict=True)))
+    if share < 1:
+        new = [
+            max(1, min(want, round(have * share))) for want, have in zip(size, mask.shape[1:], strict=True)
+        ]
+        images = F.interpolate(images, new, mode="bilinear", antialias=True)
+        mask = F.interpolate(mask[:, None].float(), new)[:, 0].bool()
+    down, right = (want - have for want, have in zip(size, mask.shape[1:], strict=True))
+    return F.pad(images, (0, right, 0, down)), F.pad(mask, (0, right, 0, down), value=True)
 
 
 def in_pixels(output: Output, sizes: Tensor) -> list[Detections]:
@@ -188,7 +196,9 @@ OPENERS = {"onnx": _open_onnx, "pt2": _open_program, "openvino": _open_openvino}
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path} cannot be loaded: {_line(error)}", hint="export it again, or copy it again")
+    return CheckpointError(
+        f"{path} cannot be loaded: {_line(error)}", hint="export it again, or copy it again"
+    )
 
 
 def _line(error: Exception) -> str:

@@ -228,9 +228,9 @@ def pool_map(x: Tensor, parts: int, mask: Tensor | None) -> Tensor:
 
 
 def unpadded_counts(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Rows and columns without padding, (B,) each; all of x (B, C, H, W) where there is no mask (B, H, W)."""
+    """Rows and columns without padding, (B,) each; all of x (B, C, H, W), (1,), where there is no mask (B, H, W)."""
     if mask is None:
-        rows, columns = (torch.full((x.shape[0],), size, dtype=torch.int64, device=x.device) for size in x.shape[2:])
+        rows, columns = (torch.tensor([size], device=x.device) for size in x.shape[2:])
     else:
         rows, columns = (~mask[:, :, 0]).sum(1), (~mask[:, 0, :]).sum(1)
     return rows, columns
