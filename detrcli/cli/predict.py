@@ -130,7 +130,9 @@ def _load(model: str | None, weights: str | None, device: str | None) -> Predict
     if (file := exported_file(model, weights)) is not None:
         from detrcli.export.runtime import load as load_file
 
-        return load_file(file, device)
+        predictor = load_file(file, device)
+        console.note(f"{predictor.name}: {predictor.weights}")
+        return predictor
     choice = choose(model, weights)
     console.note(f"{choice.model.name}: {choice.why}")
     from detrcli.predict.load import load

@@ -35,6 +35,9 @@ SHARE = 0.64  # of the short side that a model is meant for: size of the picture
 class Graph(nn.Module):
     """What is exported: the model, and what is asked for before and behind it."""
 
+    scale: Tensor  # bytes to what the model takes: scale * x + shift
+    shift: Tensor
+
     def __init__(
         self, model: nn.Module, request: Request, preprocess: Preprocess, after: Postprocess
     ) -> None:
@@ -43,15 +46,15 @@ class Graph(nn.Module):
         fold_frozen_norms(self.model)
         if request.half:
             self.model.half()
-        self.half_precision, self.after = request.half, after if request.postprocess else None
-        mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
-        self.register_buffer("scale", 1 / (255 * std) if request.preprocess else None)
-        self.register_buffer("shift", -mean / std if request.preprocess else None)
+        self.half_precision, self.normalises = request.half, request.preprocess
+        self.after = after if request.postprocess else None
+        mean, std = (torch.tensor(values)[:, None, None] for values in (preprocess.mean, preprocess.std))
+        self.register_buffer("scale", 1 / (255 * std))
+        self.register_buffer("shift", -mean / std)
 
     def forward(self, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        if self.scale is not None:
-            images = images.float() * self.scale[:, None, None] + self.shift[:, None, None]
-            images = images.masked_fill(mask[:, None], 0.0)
+        if self.normalises:
+            images = (images.float() * self.scale + self.shift).masked_fill(mask[:, None], 0.0)
         output = self.model(images.half() if self.half_precision else images, mask)
         answers = {"logits": output.logits.float(), "boxes": output.boxes.float()}
         answers |= {name: value.float() for name, value in output.extras.items()}

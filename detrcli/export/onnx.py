@@ -128,10 +128,9 @@ def expand_mask(model: ModelProto, optional: bool) -> None:
 
 def _cannot_convert(error: Exception, program: ExportedProgram) -> ModelError:
     """The operator that has no ONNX form, and where in the model it stands."""
-    chain, cause = [], error
-    while cause is not None and cause not in chain:
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
-        cause = cause.__cause__
     text = "\n".join(map(str, chain))
     for name in re.findall(r"OpOverload\(op='([\w.]+)'", text) or re.findall(r"torch\.ops\.([\w.]+)", text):
         nodes = [n for n in program.graph.nodes if n.op == "call_function" and name in _name(n.target)]

@@ -72,7 +72,7 @@ class Exported:
         return report_file(self.file)
 
     def to_dict(self) -> dict[str, Any]:
-        about = {"file": str(self.file)} | to_plain(self.description)
+        about: dict[str, Any] = {"file": str(self.file), **to_plain(self.description)}
         return about | {"verification": self.report.to_dict() if self.report else None}
 
 
@@ -86,7 +86,8 @@ def chosen(choice: Choice, changes: Mapping[str, Any] | None = None) -> Subject:
         module.load_state_dict(state)
     path = choice.source if isinstance(choice.source, Path) else fetch(choice.source).path
     license = choice.declared.license if choice.declared else ""
-    return Subject(model, module, opened.categories, opened.preprocess, choice.why, sha256_of(path), license)
+    weights = path.name if isinstance(choice.source, Path) else str(choice.source)  # no paths of this machine
+    return Subject(model, module, opened.categories, opened.preprocess, weights, sha256_of(path), license)
 
 
 def untrained(model: Model, changes: Mapping[str, Any] | None = None) -> Subject:

@@ -96,9 +96,11 @@ class ExportedModel(nn.Module):
 
     def answers(self, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """By name; one picture after the other where the file takes no batches."""
-        size = images.shape[0] if "batch" in self.description.dynamic else 1
+        pairs = [(images, mask)]
+        if "batch" not in self.description.dynamic:
+            pairs = [(images[i : i + 1], mask[i : i + 1]) for i in range(len(images))]
         try:
-            parts = [self.session(*pair) for pair in zip(images.split(size), mask.split(size), strict=True)]
+            parts = [self.session(*pair) for pair in pairs]
         except Exception as error:  # each runtime has its own
             raise DetrError(
                 f"{self.path} cannot run on pictures of {images.shape[2]}x{images.shape[3]}: {_line(error)}",

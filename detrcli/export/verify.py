@@ -130,8 +130,12 @@ def batches(request: Request, preprocess: Preprocess, seed: int) -> Iterator[tup
         if request.size is not None and "size" not in request.dynamic:
             sizes = [within(request.size, share) for share in shares]
         else:
-            sizes = [tuple(max(LEAST, round(s * preprocess.short_side)) for s in share) for share in shares]
+            sizes = [(_side(height, preprocess), _side(width, preprocess)) for height, width in shares]
         yield name, *drawn(sizes, preprocess, seed)
+
+
+def _side(share: float, preprocess: Preprocess) -> int:
+    return max(LEAST, round(share * preprocess.short_side))
 
 
 def within(size: tuple[int, int], share: tuple[float, float]) -> tuple[int, int]:
@@ -139,7 +143,7 @@ def within(size: tuple[int, int], share: tuple[float, float]) -> tuple[int, int]
     return max(1, round(size[0] * share[0] * 1.49)), max(1, round(size[1] * share[1] * 1.49))
 
 
-def drawn(sizes: Sequence[tuple[int, ...]], preprocess: Preprocess, seed: int) -> tuple[Tensor, Tensor]:
+def drawn(sizes: Sequence[tuple[int, int]], preprocess: Preprocess, seed: int) -> tuple[Tensor, Tensor]:
     """Pictures of circles, squares and triangles on soft backgrounds, prepared as for the model."""
     pictures = Shapes(PRESETS["hard"], SPLITS["test"], seed)
     nothing = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
