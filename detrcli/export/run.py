@@ -91,13 +91,24 @@ def chosen(choice: Choice, changes: Mapping[str, Any] | None = None) -> Subject:
 
 
 def untrained(model: Model, changes: Mapping[str, Any] | None = None) -> Subject:
-    """The subject with random weights, always the same ones: to try what an export costs and whether it works."""
+    """The subject with random weights, always the same ones: to try what an export costs and whether it works.
+
+    What starts as a constant (offsets of zero, heads that answer nothing) is shaken, so that no part of the file is silent.
+    """
     model = model.configured(assign(model.config, changes or {}))
     count = model.variant.num_classes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = model.build(count)
+        shake(module)
     return Subject(model, module, classes_for(count), model.variant.preprocess, "random weights")
+
+
+@torch.no_grad()
+def shake(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
+            parameter.add_(0.02 * torch.randn_like(parameter))
 
 
 def export(

@@ -98,7 +98,12 @@ def sample_levels(value: Tensor, shapes: Shapes, locations: Tensor, sampler: Sam
 
 
 def poison(locations: Tensor) -> Tensor:
-    """(B, Q, M, 1): zero, or NaN where a location of that query and head is not finite."""
+    """(B, Q, M, 1): zero, or NaN where a location of that query and head is not finite.
+
+    An exported graph does without, (1,): what made the location carries the NaN on beside the attention.
+    """
+    if torch.compiler.is_exporting():
+        return locations.new_zeros(1)
     return (locations.detach() * 0).sum(dim=(3, 4, 5)).unsqueeze(-1)
 
 

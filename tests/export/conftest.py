@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import detrcli
-from detrcli.export.run import Exported
+from detrcli.export.run import Exported, shake
 from tests.tiny import write_run
 
 FAMILIES = ("detr", "deformable_detr", "dynamic_detr", "d2etr", "lite_deformable", "lite_dino", "dino")
@@ -26,7 +26,7 @@ def make(tmp_path_factory) -> Make:
         key = (family, suffix, *sorted(options.items()))
         if key not in made:
             folder = tmp_path_factory.mktemp(family)
-            weights = write_run(folder / "run", f"{family}/tiny") / "best.safetensors"
+            weights = write_run(folder / "run", f"{family}/tiny", shake) / "best.safetensors"
             made[key] = detrcli.export(None, folder / f"model{suffix}", weights=weights, **options)
         return made[key]
 
