@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
@@ -13,5 +14,6 @@ ENTRY = "detrcli.json"
 
 
 def write(path: Path, program: ExportedProgram, description: Description) -> None:
-    with path.open("wb") as file:
-        torch.export.save(program, file, extra_files={ENTRY: description.dumps()})
+    whole = io.BytesIO()  # on a full disk torch's own writer ends the process
+    torch.export.save(program, whole, extra_files={ENTRY: description.dumps()})
+    path.write_bytes(whole.getbuffer())
