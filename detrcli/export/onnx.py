@@ -132,11 +132,11 @@ def _cannot_convert(error: Exception, program: ExportedProgram) -> ModelError:
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
     text = "\n".join(map(str, chain))
-    for name in re.findall(r"OpOverload\(op='([\w.]+)'", text) or re.findall(r"torch\.ops\.([\w.]+)", text):
+    for name in re.findall(r"OpOverload\(op='\w+\.(\w+)'", text):  # the part that a decomposition keeps
         nodes = [n for n in program.graph.nodes if n.op == "call_function" and name in _name(n.target)]
         if nodes:
             return ModelError(
-                f"the operator {name} of {module_of(nodes[0])} has no ONNX form",
+                f"the operator {_name(nodes[0].target)} of {module_of(nodes[0])} has no ONNX form",
                 hint="export to pt2, which holds any operator of torch, or replace the operator in the model",
             )
     return ModelError(f"the model cannot be written as ONNX: {str(chain[-1]).strip().splitlines()[0]}")

@@ -115,15 +115,10 @@ def test_a_branch_on_values_is_named_with_its_place():
         program_of(lambda x: x if x.sum() > 0 else -x)
 
 
-@pytest.mark.parametrize(
-    ("does", "axis"),
-    [(lambda x: x.new_zeros(len(x), x.shape[1], x.shape[2]) + x, "batch"), (lambda x: x + len(x[0]), "size")],
-    ids=["batch", "size"],
-)
-def test_an_axis_that_the_model_fixes_is_named(does, axis):
-    with pytest.raises(ModelError, match=f"fixes the {axis}") as caught:
-        program_of(does)
-    assert axis in caught.value.hint
+def test_an_axis_that_the_model_fixes_is_named():
+    with pytest.raises(ModelError, match="fixes the batch that it is exported with") as caught:
+        program_of(lambda x: x.new_zeros(len(x), x.shape[1], x.shape[2]) + x)
+    assert "leave batch out of --dynamic" in caught.value.hint
 
 
 def test_a_wrong_file_is_not_handed_over(weights, tmp_path, monkeypatch):
