@@ -171,7 +171,9 @@ def _open_program(path: Path, place: torch.device) -> tuple[Session, str | None]
     found = {program.ENTRY: ""}
     try:
         loaded = torch.export.load(path, extra_files=found)
-        run: Session = move_to_device_pass(loaded, place).module()
+        if place.type != "cpu":
+            loaded = move_to_device_pass(loaded, place)
+        run: Session = loaded.module()
     except Exception as error:
         raise _damaged(path, error) from error
     return run, str(found[program.ENTRY])

@@ -23,6 +23,7 @@ from detrcli.data.shapes import PRESETS, SPLITS, Shapes
 from detrcli.data.transforms import normalise, scale_pixels
 from detrcli.export.graph import Postprocess
 from detrcli.export.plan import Request
+from detrcli.export.runtime import fitted
 from detrcli.nn.inference import infer
 from detrcli.plugins.contract import Preprocess
 from detrcli.types import Detections, Output, Sample, Target
@@ -129,9 +130,10 @@ def batches(request: Request, preprocess: Preprocess, seed: int) -> Iterator[tup
             name = f"one of {name}"
         if request.size is not None and "size" not in request.dynamic:
             sizes = [within(request.size, share) for share in shares]
+            yield name, *fitted(*drawn(sizes, preprocess, seed), request.size)
         else:
             sizes = [(_side(height, preprocess), _side(width, preprocess)) for height, width in shares]
-        yield name, *drawn(sizes, preprocess, seed)
+            yield name, *drawn(sizes, preprocess, seed)
 
 
 def _side(share: float, preprocess: Preprocess) -> int:

@@ -23,7 +23,7 @@ def make(tmp_path_factory) -> Make:
     made: dict[Any, Exported] = {}
 
     def export(family: str, suffix: str = ".onnx", **options: Any) -> Exported:
-        key = (family, suffix, *sorted(options.items()))
+        key = (family, suffix, *map(str, sorted(options.items())))
         if key not in made:
             folder = tmp_path_factory.mktemp(family)
             weights = write_run(folder / "run", f"{family}/tiny", shake) / "best.safetensors"
