@@ -41,6 +41,6 @@ def test_the_example_needs_no_torch_and_finds_the_same(family, make, tmp_path):
     for line, ours in zip(found, best.values(), strict=True):
         assert line is not None
         assert float(line[2]) == pytest.approx(ours.score, abs=0.02)
-    corners = sorted(tuple(float(v) for v in line.groups()[2:]) for line in found if line)
-    wanted = sorted(d.box for d in best.values())
-    np.testing.assert_allclose(corners, wanted, atol=3)
+    corners = np.array([[float(v) for v in line.groups()[2:]] for line in found if line])
+    for d in best.values():
+        assert np.abs(corners - d.box).max(1).min() < 3, "a box that the example did not find"
