@@ -128,6 +128,7 @@ VARIANTS = (
             ap_large=61.1,
             params_m=41,
             gflops=187,
+            difference="the original counter adds the softmax of attention",
         ),
     ),
     _variant(
