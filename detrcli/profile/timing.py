@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from detrcli.nn.speed import fastest
 from detrcli.plugins import Model
 from detrcli.profile.memory import refuse_if_too_large
 from detrcli.profile.parts import Running, in_order
@@ -50,7 +51,7 @@ def latencies(
     largest = max(need.inference for need in needs)
     refuse_if_too_large(sum(n.weights for n in needs) + largest, place, [model.name for model in models])
     images = torch.randn(batch, 3, *size, device=place)
-    nets = [model.build().eval().to(place) for model in models]
+    nets = [fastest(model.build().to(place)) for model in models]  # as predict runs them
     with torch.inference_mode():
         peaks = [_peak(net, images) for net in nets]
         for _ in range(warm_up):
