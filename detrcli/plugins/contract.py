@@ -162,9 +162,10 @@ class Family(Generic[C]):
         False  # while training, forward(images, mask, targets): denoising queries are made of them
     )
     eval_batch_size: Callable[[C], int | None] = lambda config: None  # a size the model insists on (DC5: 1)
-    taps: Mapping[str, str] = field(
-        default_factory=dict
-    )  # what can be read while running: name -> module path
+    masked_after: str = (
+        ""  # the module behind whose answer, maps or tokens with their padding, nothing reads what is padded
+    )
+    reads_padding: str = ""  # or the reason why something does
 
     @property
     def default(self) -> Variant[C]:

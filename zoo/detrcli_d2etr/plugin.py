@@ -172,6 +172,7 @@ plugin = Plugin(
             build_model=_build_model,
             build_criterion=_build_criterion,
             postprocess=_postprocess,
+            reads_padding="keys are pooled over whole maps, as the authors do; model.masked_pooling=true leaves padding out",
             parts={
                 "backbone": ("backbone",),
                 "projection": ("fusion.projections",),

@@ -200,6 +200,7 @@ plugin = Plugin(
             build_model=_build_model,
             build_criterion=_build_criterion,
             postprocess=_postprocess,
+            masked_after="backbone",
             parts={
                 "backbone": ("backbone",),
                 "projection": ("input_proj",),

@@ -161,6 +161,7 @@ plugin = Plugin(
             build_model=_build_model,
             build_criterion=build_criterion,
             postprocess=postprocess,
+            masked_after="levels",
             parts=PARTS,
             key_maps=DINO,
             takes_targets=True,

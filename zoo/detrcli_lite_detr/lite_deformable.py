@@ -136,6 +136,7 @@ FAMILY = Family(
     build_model=_build_model,
     build_criterion=_build_criterion,
     postprocess=_postprocess,
+    masked_after="levels",
     parts={
         "backbone": ("backbone",),
         "projection": ("levels",),

@@ -85,6 +85,7 @@ FAMILY = Family(
     build_model=_build_model,
     build_criterion=dino.build_criterion,
     postprocess=_postprocess,
+    masked_after="levels",
     parts=dino.PARTS,
     key_maps=LITE_DINO,
     donors={"dino": r"(encoder|decoder)\.layers\.\d+\.(self_attn|cross_attn|low)\."},
