@@ -8,9 +8,9 @@ OPS    := $(VENV)/.ops
 OPS_CUDA ?= AUTO
 DEMO   ?= lite_deformable/tiny
 
-.PHONY: help install demo test sanitize lint docs bench clean
+.PHONY: help install demo test sanitize export-full lint docs bench clean
 help:            ## what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 install: $(READY) $(OPS)  ## .venv with detrcli, its test tools and, where a C++ compiler is, the native operators
 
@@ -46,6 +46,9 @@ test: install    ## everything
 
 sanitize: install ## the operators under AddressSanitizer and UBSan; many minutes
 	$(BIN)/python -m pytest -m sanitizers tests/ops
+
+export-full: install ## export and verify full-size models; many minutes
+	$(BIN)/python -m pytest -m full_size tests/export
 
 lint: $(READY)   ## style, types, import directions
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@
     detrcli.load_weights(model, "weights.safetensors")  any layout that is in use; says what fitted
     predictor = detrcli.load("detr/r50")                ready to predict
     predictor.predict("street.jpg")
-    detrcli.evaluate(…), detrcli.train(…)               the verbs of the command line
+    detrcli.train(…), .evaluate(…), .export(…)          the verbs of the command line
 
 Names are imported when first used, so that `import detrcli` does not load torch.
 """
@@ -18,9 +18,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 import detrcli.evaluate
+import detrcli.export
 import detrcli.predict
 import detrcli.train  # noqa: F401  # empty packages; imported first, they leave their names to the verbs
-from detrcli.api import evaluate, load, predict, train
+from detrcli.api import evaluate, export, load, predict, train
 from detrcli.version import __version__
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ __all__ = [
     "__version__",
     "create_model",
     "evaluate",
+    "export",
     "list_models",
     "load",
     "load_weights",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Unpack
@@ -13,19 +13,28 @@ if TYPE_CHECKING:
     from detrcli.data.images import Source
     from detrcli.evaluate.coco import Backend
     from detrcli.evaluate.run import EvalResult
+    from detrcli.export.description import Axis, Format
+    from detrcli.export.run import Exported
     from detrcli.predict.result import Result
     from detrcli.predict.run import Options, Predictor
     from detrcli.train.run import RunResult, Watcher
 
+RANDOM = "random"  # in place of weights, for an export that tries what it costs
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]  # told the total, then the steps
 
 
 def load(
     model: str | None = None, *, weights: str | os.PathLike[str] | None = None, device: str | None = None
 ) -> Predictor:
-    """A model ready to predict: `FAMILY[/VARIANT]` with the named weights, or with the best there are for it."""
+    """A model ready to predict: `FAMILY[/VARIANT]` with the named weights, or with the best there are for it; or an exported
+    file, which brings its own."""
+    from detrcli.export.description import exported_file
     from detrcli.weights.resolve import choose
 
+    if (file := exported_file(model, weights)) is not None:
+        from detrcli.export.runtime import load as load_file
+
+        return load_file(file, device)
     choice = choose(model, None if weights is None else os.fspath(weights))
     from detrcli.predict.load import load as load_choice
 
@@ -42,6 +51,70 @@ def predict(
 ) -> Iterator[Result]:
     """The objects in each picture, one result at a time; options are those of `Predictor.predict`."""
     return load(model, weights=weights, device=device).predict(sources, **options)
+
+
+def export(
+    model: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    format: Format | None = None,
+    dynamic: Sequence[Axis] = ("batch", "size"),
+    size: tuple[int, int] | None = None,
+    half: bool = False,
+    postprocess: bool = False,
+    preprocess: bool = False,
+    msda: Literal["gridsample", "gather"] = "gridsample",
+    settings: Mapping[str, Any] | None = None,
+    verify: bool = True,
+    data: str | os.PathLike[str] | Dataset | None = None,
+    limit: int = 100,
+    tell: Callable[[str], None] | None = None,
+) -> Exported:
+    """Write a model as a file for other programs (`.file`), proven to answer the same (`.report`); see docs/export.md.
+
+    `weights` may be "random". `format` is onnx, pt2 or openvino, by default what `out` ends in; `size` is (height, width);
+    `settings` are of the model's configuration. With `data` the AP on its first `limit` images is compared too.
+    """
+    from pathlib import Path
+
+    from detrcli.export.plan import Request, check_place, check_software, format_of, suffix_of
+    from detrcli.plugins import resolve
+    from detrcli.weights.resolve import choose
+
+    out = None if out is None else Path(out)
+    request = Request(
+        format=format or format_of(out),
+        dynamic=tuple(dynamic),
+        size=size,
+        half=half,
+        postprocess=postprocess,
+        preprocess=preprocess,
+        msda=msda,
+    )
+    check_software(request.format)
+    named = None if weights is None else os.fspath(weights)
+    choice = None if named == RANDOM else choose(model, named)
+    wanted = choice.model if choice else resolve(model or "")
+    out = out or Path(wanted.name.replace("/", "-") + suffix_of(request.format))
+    check_place(out, request.format)
+    tell = tell or (lambda text: None)
+    tell(f"{wanted.name}: {choice.why if choice else 'random weights'}")
+    from detrcli.export.run import chosen, untrained
+    from detrcli.export.run import export as run
+
+    subject = chosen(choice, settings) if choice else untrained(wanted, settings)
+    return run(subject, out, request, verify=verify, data=_first(data, limit), tell=tell)
+
+
+def _first(data: str | os.PathLike[str] | Dataset | None, limit: int) -> Dataset | None:
+    """At most so many images of a data set, named or at hand."""
+    if data is None:
+        return None
+    from detrcli.evaluate.truth import load_truth
+
+    dataset = load_truth(os.fspath(data)) if isinstance(data, (str, os.PathLike)) else data
+    return dataset.select(range(min(limit, len(dataset))))
 
 
 def train(

@@ -13,11 +13,7 @@ def softmax_best(output: Output, sizes: Tensor) -> list[Detections]:
     """DETR: each query's best class other than "no object", one detection a query, best first. `sizes` (B, 2): height, width."""
     scores, labels = output.logits.float().softmax(-1)[..., :-1].max(-1)
     scores, order = scores.sort(dim=-1, descending=True, stable=True)
-    boxes = _pixels(output.boxes, sizes)
-    return [
-        Detections(score, label[i], box[i])
-        for score, label, box, i in zip(scores, labels, boxes, order, strict=True)
-    ]
+    return per_picture(scores, labels.gather(1, order), _rows(_pixels(output.boxes, sizes), order))
 
 
 def sigmoid_topk(output: Output, sizes: Tensor, top: int = 100) -> list[Detections]:
@@ -30,10 +26,20 @@ def best_pairs(scores: Tensor, boxes: Tensor, sizes: Tensor, top: int = 100) -> 
     classes = scores.shape[-1]
     flat = scores.flatten(1)
     best, index = flat.topk(min(top, flat.shape[1]), dim=1)
-    return [
-        Detections(score, i % classes, box[torch.div(i, classes, rounding_mode="floor")])
-        for score, i, box in zip(best, index, _pixels(boxes, sizes), strict=True)
-    ]
+    query = torch.div(index, classes, rounding_mode="floor")
+    return per_picture(best, index % classes, _rows(_pixels(boxes, sizes), query))
+
+
+def per_picture(scores: Tensor, labels: Tensor, boxes: Tensor) -> list[Detections]:
+    """Detections of a batch (B, N), (B, N) and (B, N, 4), one a picture; while a graph of any batch size is exported, one in all."""
+    if torch.compiler.is_exporting():
+        return [Detections(scores, labels, boxes)]
+    return [Detections(*rows) for rows in zip(scores, labels, boxes, strict=True)]
+
+
+def _rows(boxes: Tensor, index: Tensor) -> Tensor:
+    """Boxes (B, Q, 4) at index (B, N) -> (B, N, 4)."""
+    return boxes.gather(1, index[..., None].expand(-1, -1, 4))
 
 
 def _pixels(boxes: Tensor, sizes: Tensor) -> Tensor:

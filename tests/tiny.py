@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from detrcli.config import to_plain
 from detrcli.plugins import resolve
@@ -16,10 +18,15 @@ from detrcli.weights.metadata import Metadata
 CATEGORIES = Categories((1, 2, 3), ("circle", "square", "triangle"))
 
 
-def write_run(folder: Path, name: str = "detr/tiny") -> Path:
+def write_run(
+    folder: Path, name: str = "detr/tiny", change: Callable[[nn.Module], None] | None = None
+) -> Path:
+    """`change` is done to the fresh model before it is saved."""
     model = resolve(name)
     torch.manual_seed(0)
     module = model.build(len(CATEGORIES))
+    if change is not None:
+        change(module)
     folder.mkdir(parents=True)
     about = Metadata(
         model=model.name,

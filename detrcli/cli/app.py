@@ -19,6 +19,10 @@ VERBS = {  # in the order of a project's life; then the catalogues
     "train": ("detrcli.cli.train:train", "Train a model."),
     "eval": ("detrcli.cli.evaluate:evaluate", "Score a model, or saved detections, with the COCO metrics."),
     "predict": ("detrcli.cli.predict:predict", "Find objects in pictures; draw them, and write them down."),
+    "export": (
+        "detrcli.cli.export:export",
+        "Write a model as a file for other programs, and prove that it answers the same.",
+    ),
     "profile": ("detrcli.cli.profile:profile", "Count parameters and GFLOPs; measure time."),
     "zoo": ("detrcli.cli.zoo:app", "Models, papers and weights."),
     "data": ("detrcli.cli.data:app", "Check, show, convert, split and make data sets."),
@@ -41,7 +45,7 @@ app = group(
     VERBS,
     base=_Shell,
     name="detr",
-    help="Detection transformers: train, evaluate, predict and profile with DETR and the papers that followed.",
+    help="Detection transformers: train, evaluate, predict, export and profile with DETR and the papers that followed.",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

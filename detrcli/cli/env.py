@@ -11,7 +11,7 @@ import typer
 
 PACKAGES = (
     "detrcli", "detrcli-ops", "torch", "torchvision", "timm", "numpy", "scipy", "pillow", "pycocotools", "safetensors",
-    "huggingface-hub", "typer", "rich",
+    "huggingface-hub", "typer", "rich", "onnx", "onnxscript", "onnxruntime", "openvino",
 )  # fmt: skip
 
 

@@ -31,7 +31,10 @@ CLASS_COLUMNS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1
 def evaluate(
     data: Annotated[str, typer.Argument(help="A data set: name, folder or COCO file.", metavar="DATA")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="FAMILY or FAMILY/VARIANT; see detr zoo list.")
+        str | None,
+        typer.Option(
+            "--model", "-m", help="FAMILY or FAMILY/VARIANT, see `detr zoo list`; or an exported file."
+        ),
     ] = None,
     weights: Annotated[str | None, typer.Option(help="A file, a run or OWNER/REPO on the Hub.")] = None,
     detections: Annotated[
@@ -97,18 +100,24 @@ def _score_saved(dataset: Dataset, path: Path, scorer: Scorer) -> tuple[CocoMetr
 
 def _score_model(data: str, model: str | None, weights: str | None, **options: Any) -> EvalResult:
     """What is wrong with the names is told before torch is loaded."""
+    from detrcli.api import evaluate as run
+    from detrcli.export.description import exported_file
+
+    if exported_file(model, weights) is None:
+        _tell_choice(model, weights, options["batch_size"])
+    return run(data, model, weights=weights, progress=_progress, **options)
+
+
+def _tell_choice(model: str | None, weights: str | None, batch_size: int | None) -> None:
     from detrcli.weights.resolve import choose
 
     choice = choose(model, weights)
     console.note(f"{choice.model.name}: {choice.why}")
     only = choice.model.family.eval_batch_size(choice.model.config)
-    if only is not None and options["batch_size"] is None:
+    if only is not None and batch_size is None:
         console.note(
             f"{choice.model.name} saw no padding in training: batches of {only}; --batch-size changes that"
         )
-    from detrcli.api import evaluate as run
-
-    return run(data, model, weights=weights, progress=_progress, **options)
 
 
 @contextmanager

@@ -53,7 +53,10 @@ def predict(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", help="FAMILY or FAMILY/VARIANT, see `detr zoo list`.", autocompletion=model_names
+            "--model",
+            "-m",
+            help="FAMILY or FAMILY/VARIANT, see `detr zoo list`; or an exported file.",
+            autocompletion=model_names,
         ),
     ] = None,
     weights: Annotated[
@@ -121,8 +124,15 @@ def _words(text: str | None) -> list[str]:
 
 def _load(model: str | None, weights: str | None, device: str | None) -> Predictor:
     """What is wrong with the names is told before torch is loaded."""
+    from detrcli.export.description import exported_file
     from detrcli.weights.resolve import choose
 
+    if (file := exported_file(model, weights)) is not None:
+        from detrcli.export.runtime import load as load_file
+
+        predictor = load_file(file, device)
+        console.note(f"{predictor.name}: {predictor.weights}")
+        return predictor
     choice = choose(model, weights)
     console.note(f"{choice.model.name}: {choice.why}")
     from detrcli.predict.load import load

@@ -27,7 +27,10 @@ def msda(
 
     value: (B, S, M, D); locations: (B, Q, M, L, P, 2), x and y in [0, 1]; weights: (B, Q, M, L, P).
     """
-    checks.check_msda(value, shapes, locations, weights)
+    if (
+        not torch.compiler.is_exporting()
+    ):  # where sizes are symbols each comparison is slow, and the model has run before
+        checks.check_msda(value, shapes, locations, weights)
     name = backend(value.device, form).name
     if name == "native":
         return native("msda", value, flat(shapes), locations, weights)
@@ -50,7 +53,8 @@ def msda_fused(
     value: (B, S, M, D); reference: (B, Q, L, 2) points or (B, Q, L, 4) boxes cxcywh; offsets: (B, Q, M, L, P, 2);
     logits: (B, Q, M, L*P), one softmax over all samples; mask: (B, S), True on padding, whose rows count as zero.
     """
-    checks.check_fused(value, shapes, reference, offsets, logits, mask)
+    if not torch.compiler.is_exporting():
+        checks.check_fused(value, shapes, reference, offsets, logits, mask)
     name = backend(value.device, form).name
     if name == "native":
         return native("msda_fused", value, flat(shapes), reference, offsets, logits, mask)
@@ -75,7 +79,8 @@ def kda(
     query: (B, Q, M, D); key and value: (B, S, M, D), may be one tensor; reference, offsets, mask as in `msda_fused`;
     scale: of the dot products, 1/sqrt(D) by default. Samples outside keep logit 0 and their share of the softmax.
     """
-    checks.check_kda(query, key, value, shapes, reference, offsets, mask)
+    if not torch.compiler.is_exporting():
+        checks.check_kda(query, key, value, shapes, reference, offsets, mask)
     scale = value.shape[3] ** -0.5 if scale is None else scale
     name = backend(value.device, form).name
     if name == "native":

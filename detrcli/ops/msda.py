@@ -8,6 +8,7 @@ a query whose sampling location is NaN or infinite answers NaN in that head; in 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,12 @@ def sampling_locations(shapes: Shapes, reference: Tensor, offsets: Tensor) -> Te
         return anchor[..., :2] + offsets / offsets.shape[4] * anchor[..., 2:] * 0.5
     # an empty level has no pixels to count in; its samples are outside anyway
     sizes = [(max(width, 1), max(height, 1)) for height, width in shapes]
-    return anchor + offsets / offsets.new_tensor(sizes).view(len(shapes), 1, 2)
+    return anchor + offsets / like(offsets, sizes).view(len(shapes), 1, 2)
+
+
+def like(tensor: Tensor, numbers: Sequence[Any]) -> Tensor:
+    """Numbers in the type and at the place of a tensor; unlike `new_tensor`, sizes stay variable in an exported graph."""
+    return torch.tensor(numbers, dtype=tensor.dtype, device=tensor.device)
 
 
 def sample_grid(rows: Tensor, height: int, width: int, locations: Tensor) -> Tensor:
@@ -52,7 +58,7 @@ def sample_gather(rows: Tensor, height: int, width: int, locations: Tensor) -> T
     """Bilinear samples by four gathers, see `Sampler`."""
     batch, _, heads, depth = rows.shape
     queries, points = locations.shape[1], locations.shape[3]
-    size = locations.new_tensor([width, height])
+    size = like(locations, [width, height])
     pixel = locations * size - 0.5
     corner = pixel.detach().floor()
     fraction = pixel - corner  # (B, Q, M, P, 2)
@@ -92,7 +98,12 @@ def sample_levels(value: Tensor, shapes: Shapes, locations: Tensor, sampler: Sam
 
 
 def poison(locations: Tensor) -> Tensor:
-    """(B, Q, M, 1): zero, or NaN where a location of that query and head is not finite."""
+    """(B, Q, M, 1): zero, or NaN where a location of that query and head is not finite.
+
+    An exported graph does without, (1,): what made the location carries the NaN on beside the attention.
+    """
+    if torch.compiler.is_exporting():
+        return locations.new_zeros(1)
     return (locations.detach() * 0).sum(dim=(3, 4, 5)).unsqueeze(-1)
 
 

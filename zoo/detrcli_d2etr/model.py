@@ -58,7 +58,7 @@ class D2etr(nn.Module):
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Output:
         padded = mask is not None
         if mask is None:
-            mask = images.new_zeros((len(images), *images.shape[-2:]), dtype=torch.bool)
+            mask = images.new_zeros((images.shape[0], *images.shape[-2:]), dtype=torch.bool)
         maps = self.fusion(self.backbone(images, mask), mask, padded)
         tokens = self._tokens(maps[-self.config.decoded_maps :], padded)
         queries, proposals, token_labels = self._start(tokens)

@@ -50,7 +50,7 @@ class DeformableDetr(nn.Module):
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Output:
         padded = mask is not None
         if mask is None:
-            mask = images.new_zeros((len(images), *images.shape[-2:]), dtype=torch.bool)
+            mask = images.new_zeros((images.shape[0], *images.shape[-2:]), dtype=torch.bool)
         return self.answer(self.levels(self.backbone(images, mask), padded))
 
     def answer(self, tokens: Tokens) -> Output:

@@ -28,7 +28,7 @@ class LearnedQueries(nn.Module):
         nn.init.zeros_(self.reference_points.bias)
 
     def forward(self, memory: Tensor, tokens: Tokens) -> tuple[Queries, None]:
-        position, content = self.query_embed.weight.expand(len(memory), -1, -1).chunk(2, -1)
+        position, content = self.query_embed.weight.expand(memory.shape[0], -1, -1).chunk(2, -1)
         reference = self.reference_points(position).to(tokens.sizes.dtype).sigmoid()
         return Queries(content, position, reference), None
 

@@ -37,13 +37,13 @@ class Detr(nn.Module):
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Output:
         if mask is None:
-            mask = images.new_zeros((len(images), *images.shape[-2:]), dtype=torch.bool)
+            mask = images.new_zeros((images.shape[0], *images.shape[-2:]), dtype=torch.bool)
         features, padding = self.backbone(images, mask)[-1]
         x = self.input_proj(features)
         position = sine_positions(padding, x.shape[1]).to(x.dtype)
         x, position, padding = x.flatten(2).mT, position.flatten(2).mT, padding.flatten(1)
         memory = self.encoder(x, position, padding)
-        query = self.query_embed.weight.expand(len(images), -1, -1)
+        query = self.query_embed.weight.expand(images.shape[0], -1, -1)
         *earlier, last = (self._answer(a) for a in self.decoder(query, memory, position, padding))
         return Output(last.logits, last.boxes, aux=tuple(earlier))
 

@@ -59,7 +59,7 @@ class MixedQueries(nn.Module):
         best = score.topk(min(self.content.num_embeddings, score.shape[1]), dim=1).indices[..., None]
         x, logits, anchors = (v.gather(1, best.expand(-1, -1, v.shape[-1])) for v in (x, logits, anchors))
         proposals = Output(logits, (self.box_head(x) + anchors).sigmoid())
-        content = self.content.weight[: best.shape[1]].expand(len(memory), -1, -1)
+        content = self.content.weight[: best.shape[1]].expand(memory.shape[0], -1, -1)
         return Queries(content, proposals.boxes.detach()), proposals
 
 
@@ -165,7 +165,7 @@ class Dino(nn.Module):
     ) -> Output:
         padded = mask is not None
         if mask is None:
-            mask = images.new_zeros((len(images), *images.shape[-2:]), dtype=torch.bool)
+            mask = images.new_zeros((images.shape[0], *images.shape[-2:]), dtype=torch.bool)
         return self.answer(self.levels(self.backbone(images, mask), padded), targets)
 
     def answer(self, tokens: Tokens, targets: Sequence[Target] | None = None) -> Output:

@@ -1,0 +1,108 @@
+"""`detr export`: a model as a file for other programs, verified before it gets its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from detrcli.cli import console
+from detrcli.cli.complete import model_names
+from detrcli.config import parse_assignments
+from detrcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from detrcli.export.run import Exported
+
+
+def export(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", help="FAMILY or FAMILY/VARIANT, see `detr zoo list`.", autocompletion=model_names
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="A file, a run, OWNER/REPO, or random [default: the newest run, else the zoo's]."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write [default: FAMILY-VARIANT.onnx, .pt2 or .xml here].")
+    ] = None,
+    format: Annotated[
+        Literal["onnx", "pt2", "openvino"] | None,
+        typer.Option(help="What kind of file [default: what --out says, else onnx]."),
+    ] = None,
+    dynamic: Annotated[
+        str, typer.Option(help="What may vary from run to run: batch,size, one of them, or none.")
+    ] = "batch,size",
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH of the pictures, where the size is not dynamic.")
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Weights and arithmetic in 16 bits.")] = False,
+    with_postprocess: Annotated[
+        bool, typer.Option("--with-postprocess", help="Answer with scores, labels and corners of boxes.")
+    ] = False,
+    with_preprocess: Annotated[
+        bool, typer.Option("--with-preprocess", help="Take pictures as bytes, 0 to 255, and normalise them.")
+    ] = False,
+    msda: Annotated[
+        Literal["gridsample", "gather"],
+        typer.Option(help="Deformable attention by GridSample or by indexing."),
+    ] = "gridsample",
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the model.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare the file with the model.")
+    ] = True,
+    verify_data: Annotated[
+        str | None, typer.Option(help="A data set: the AP of the file must be the model's.", metavar="DATA")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Images of --verify-data to look at.")] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Write a model as ONNX, as a program of torch, or for OpenVINO, and prove that it answers the same.
+
+    Examples: detr export -m detr --out detr.onnx · detr export -m detr/r50 --weights random --with-postprocess
+    """
+    from detrcli.api import export as run
+    from detrcli.export.plan import parse_dynamic, parse_size
+
+    console.settings.json = as_json
+    if verify_data is not None and not verify:
+        raise UsageError("--verify-data and --no-verify contradict each other", hint="leave one of them out")
+    made = run(
+        model,
+        out,
+        weights=weights,
+        format=format,
+        dynamic=parse_dynamic(dynamic),
+        size=parse_size(size),
+        half=half,
+        postprocess=with_postprocess,
+        preprocess=with_preprocess,
+        msda=msda,
+        settings=parse_assignments(assignments or []),
+        verify=verify,
+        data=verify_data,
+        limit=limit,
+        tell=console.note,
+    )
+    if as_json:
+        console.emit_json(made.to_dict())
+    else:
+        _show(made)
+
+
+def _show(made: Exported) -> None:
+    """The largest differences in a line, and the file's name on stdout."""
+    report = made.report
+    if report is not None:
+        found = ", ".join(f"{name} {value:.1g}" for name, value in report.largest.items())
+        console.note(f"verified on {len(report.cases)} batches; largest difference: {found}")
+        if report.ap:
+            console.note(f"AP of the model {report.ap['model']:.4f}, of the file {report.ap['file']:.4f}")
+    console.note(f"{made.file.stat().st_size / 1e6:.1f} MB; report in {made.report_file}")
+    console.say(str(made.file))

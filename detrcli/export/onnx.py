@@ -1,0 +1,148 @@
+"""ONNX: standard operators only, axes with names, the padding mask an optional input, the description inside.
+
+The exporter's own optimisation stays off: of deformable models it makes a file that no runtime loads. Runtimes optimise
+what they load themselves.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.export import ExportedProgram
+
+from detrcli.errors import ModelError
+from detrcli.export.description import KEY, Description
+from detrcli.export.graph import module_of
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+OPSET = 20  # the first whose GridSample is what torch's is
+INPUTS = ("images", "mask")
+AXES = {  # of inputs and outputs, by name
+    "images": ("batch", None, "height", "width"),
+    "mask": ("mask_batch", "mask_height", "mask_width"),
+}
+
+
+def write(
+    path: Path, program: ExportedProgram, description: Description, *, optional_mask: bool = True
+) -> None:
+    model = convert(program, description)
+    expand_mask(model, optional_mask)
+    model.metadata_props.add(key=KEY, value=description.dumps())
+    path.write_bytes(model.SerializeToString())
+
+
+def convert(program: ExportedProgram, description: Description) -> ModelProto:
+    """The program as ONNX, stripped of what tells about this machine."""
+    names = output_names(program)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own about its future
+        try:
+            made = torch.onnx.export(
+                program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
+                input_names=INPUTS, output_names=names, custom_translation_table=translations(),
+            )  # fmt: skip
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise _cannot_convert(error, program) from error
+    assert made is not None  # it is only where a file was named
+    model: ModelProto = made.model_proto
+    strip(model)
+    for value in (*model.graph.input, *model.graph.output):
+        name_axes(value, description)
+    return model
+
+
+def translations() -> dict[Any, Callable[..., Any]]:
+    """Operators that the exporter does not know, by what they are in the standard."""
+    from onnxscript import opset20 as op
+
+    def sort(x: Any, stable: bool = False, dim: int = -1, descending: bool = False) -> Any:
+        # TopK puts the lower index first where values are equal: a stable sort
+        size = op.Shape(x, start=dim, end=dim + 1 if dim != -1 else None)
+        return op.TopK(x, size, axis=dim, largest=int(descending), sorted=1)
+
+    return {torch.ops.aten.sort.stable: sort}
+
+
+def output_names(program: ExportedProgram) -> list[str]:
+    """The keys of what the graph answers, in order."""
+    spec = program.call_spec.out_spec
+    assert spec is not None
+    return [str(name) for name in spec.context]
+
+
+def strip(model: ModelProto) -> None:
+    """Without notes on each node (stack traces with paths of this machine) and on each value in between."""
+    model.producer_name = "detrcli"
+    del model.metadata_props[:], model.graph.value_info[:], model.graph.metadata_props[:]
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+
+
+def name_axes(value: Any, description: Description) -> None:
+    """Names that mean something for the axes that vary; sizes of answers are the runtime's business."""
+    names = AXES.get(value.name, ("batch",))
+    for place, dim in enumerate(value.type.tensor_type.shape.dim):
+        if dim.HasField("dim_param"):
+            name = names[place] if place < len(names) else None
+            dim.dim_param = name or f"{value.name}_{place}"
+
+
+def expand_mask(model: ModelProto, optional: bool) -> None:
+    """Let the mask be of any size that expands to the pictures', a single False being "no padding", which is the default.
+
+    An input that has a value in the file may be left out when the model is run; so the standard says, and ONNX Runtime does.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    given, used = "mask", "mask_of_pictures"
+    for node in model.graph.node:
+        node.input[:] = [used if name == given else name for name in node.input]
+    sizes = {"batch": (0, 1), "height": (2, 3), "width": (3, 4)}
+    nodes = [
+        helper.make_node("Shape", ["images"], [f"mask_{n}"], start=a, end=b) for n, (a, b) in sizes.items()
+    ]
+    nodes.append(helper.make_node("Concat", [f"mask_{n}" for n in sizes], ["mask_shape"], axis=0))
+    nodes.append(helper.make_node("Expand", [given, "mask_shape"], [used]))
+    rest = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *rest])
+    [mask] = [value for value in model.graph.input if value.name == given]
+    mask.CopyFrom(helper.make_tensor_value_info(given, TensorProto.BOOL, AXES[given]))
+    if optional:
+        import numpy as np
+
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1, 1), np.bool_), given))
+
+
+def _cannot_convert(error: Exception, program: ExportedProgram) -> ModelError:
+    """The operator that has no ONNX form, and where in the model it stands."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    text = "\n".join(map(str, chain))
+    for name in re.findall(r"OpOverload\(op='\w+\.(\w+)'", text):  # the part that a decomposition keeps
+        nodes = [n for n in program.graph.nodes if n.op == "call_function" and name in _name(n.target)]
+        if nodes:
+            return ModelError(
+                f"the operator {_name(nodes[0].target)} of {module_of(nodes[0])} has no ONNX form",
+                hint="export to pt2, which holds any operator of torch, or replace the operator in the model",
+            )
+    return ModelError(f"the model cannot be written as ONNX: {str(chain[-1]).strip().splitlines()[0]}")
+
+
+def _name(target: Any) -> str:
+    """`aten.relu` for `aten.relu.default`, as the exporter's messages say it."""
+    schema = getattr(target, "_schema", None)
+    return schema.name.replace("::", ".") if schema is not None else str(target)

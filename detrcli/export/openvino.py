@@ -1,0 +1,39 @@
+"""OpenVINO: the ONNX graph as .xml and .bin, the description inside. The mask is always given; a single False is "no padding"."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+from torch.export import ExportedProgram
+
+from detrcli.errors import ModelError
+from detrcli.export import onnx
+from detrcli.export.description import KEY, Description
+
+
+def write(path: Path, program: ExportedProgram, description: Description) -> None:
+    """`path` and, beside it, the weights in a file of the same name that ends in .bin."""
+    import openvino
+
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        between = Path(folder) / "between.onnx"
+        onnx.write(between, program, description, optional_mask=False)
+        try:
+            model = openvino.Core().read_model(between)
+        except RuntimeError as error:
+            raise _cannot_read(error) from error
+        model.set_rt_info(description.dumps(), KEY)
+        openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _cannot_read(error: Exception) -> ModelError:
+    """What OpenVINO does not understand: an operator, or what follows one of which it does not know the answer's shape."""
+    places = list(dict.fromkeys(re.findall(r"ONNX node '<Node\((\w+)\)", str(error))))
+    where = f" at {', '.join(places)}" if places else f": {str(error).strip().splitlines()[-1]}"
+    return ModelError(
+        f"OpenVINO does not understand the model's graph{where}",
+        hint="write it with other operators: --msda gather, or for a model with deformable convolutions "
+        "--set operators=grid_sample",
+    )

@@ -1,0 +1,103 @@
+"""What is to be exported and how; whatever can be refused without building a model is refused here. Free of torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+from detrcli.errors import DetrError, UsageError, unknown
+from detrcli.export.description import SUFFIXES, Axis, Format
+
+NEEDS: dict[Format, tuple[str, ...]] = {  # what converts and what verifies; the extra has the format's name
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "pt2": (),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+}
+LEAST = 32  # pixels a side
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """How a model is exported; checked when made."""
+
+    format: Format
+    dynamic: tuple[Axis, ...] = ("batch", "size")
+    size: tuple[int, int] | None = None  # height and width; of every picture where the size is not dynamic
+    half: bool = False
+    postprocess: bool = False
+    preprocess: bool = False
+    msda: Literal["gridsample", "gather"] = "gridsample"
+
+    def __post_init__(self) -> None:
+        if self.format not in get_args(Format):
+            raise unknown("format", self.format, get_args(Format))
+        for axis in self.dynamic:
+            if axis not in get_args(Axis):
+                raise unknown("dynamic axis", axis, (*get_args(Axis), "none"))
+        if "size" not in self.dynamic and self.size is None:
+            raise UsageError(
+                "a file for pictures of one size needs that size",
+                hint="add --size HEIGHTxWIDTH, for example --size 800x1216",
+            )
+        if self.size is not None and min(self.size) < LEAST:
+            raise UsageError(
+                f"pictures of {self.size[0]}x{self.size[1]} are too small", hint=f"at least {LEAST} a side"
+            )
+
+
+def parse_dynamic(text: str) -> tuple[Axis, ...]:
+    """`batch,size` as axes; `none` for a file without any."""
+    words = [word.strip().lower() for word in text.split(",") if word.strip()]
+    return () if words == ["none"] else cast(tuple[Axis, ...], tuple(words))
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """`800x1216` as height and width; one number is a square."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise UsageError(f"a size is HEIGHTxWIDTH (value given: {text!r})", hint="for example: 800x1216")
+    return int(parts[0]), int(parts[-1])
+
+
+def format_of(out: Path | None) -> Format:
+    """What a file's name says, ONNX without one."""
+    if out is None:
+        return "onnx"
+    if out.suffix.lower() not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
+        raise UsageError(f"what kind of file is {out}?", hint=f"a name that ends in {known}, or --format")
+    return SUFFIXES[out.suffix.lower()]
+
+
+def suffix_of(format: Format) -> str:
+    return next(suffix for suffix, name in SUFFIXES.items() if name == format)
+
+
+def check_software(format: Format) -> None:
+    """An error that names the extra, where something that the format needs is not installed."""
+    missing = [name for name in NEEDS[format] if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"{format} needs software that is not installed: {', '.join(missing)}",
+            hint=f"pip install 'detrcli[{format}]'",
+        )
+
+
+def check_place(out: Path, format: Format) -> None:
+    """An error where the file could not be written, or its name says another format."""
+    if SUFFIXES.get(out.suffix.lower()) != format:
+        wanted = suffix_of(format)
+        raise UsageError(
+            f"a file of format {format} ends in {wanted} (name given: {out})",
+            hint=f"--out {out.with_suffix(wanted)}",
+        )
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder", hint="name a file")
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise DetrError(f"cannot write {out}: no permission in {folder}", hint="choose another --out")

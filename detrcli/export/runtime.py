@@ -1,0 +1,209 @@
+"""An exported file as a model that predicts and is evaluated like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detrcli.config import from_plain
+from detrcli.errors import CheckpointError, DetrError, UsageError
+from detrcli.export import program
+from detrcli.export.description import KEY, SUFFIXES, Description, Format, parse
+from detrcli.export.plan import check_software
+from detrcli.nn.inference import choose_device
+from detrcli.plugins import resolve
+from detrcli.predict.run import Predictor
+from detrcli.types import Detections, Output
+
+Session = Callable[[Tensor, Tensor], dict[str, Tensor]]  # images, mask -> answers by name
+
+
+def load(path: Path, device: str | None = None) -> Predictor:
+    """A predictor that runs the file. Its plugin must be installed: it knows what the answers mean."""
+    session, description, place = open_file(path, device)
+    model = resolve(description.model)
+    config = from_plain(type(model.config), description.config)
+    after = in_pixels if description.postprocessed else partial(model.family.postprocess, config)
+    return Predictor(
+        name=description.model,
+        weights=f"the exported file {path}",
+        model=ExportedModel(session, description, path),
+        categories=description.categories,
+        preprocess=description.preprocess,
+        postprocess=after,
+        device=place,
+        only_batch=description.only_batch,
+    )
+
+
+def open_file(path: Path, device: str | None = None) -> tuple[Session, Description, torch.device]:
+    """The file's program, what it says about itself, and where it runs."""
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}", hint="check the path")
+    format = SUFFIXES[path.suffix.lower()]
+    check_software(format)
+    place = _place(format, device)
+    session, text = OPENERS[format](path, place)
+    return session, parse(text, path), place
+
+
+LABELS = "labels"  # of detections, among the extras
+
+
+class ExportedModel(nn.Module):
+    """images (B, 3, H, W), normalised, and mask (B, H, W) -> Output; whatever the file itself wants.
+
+    Of a file with post-processing, `logits` are scores (B, N, 1), `boxes` corners, and the labels lie among the extras.
+    """
+
+    def __init__(self, session: Session, description: Description, path: Path) -> None:
+        super().__init__()
+        self.session, self.description, self.path = session, description, path
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # there is nothing in it to change, and a runtime cannot be copied
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Output:
+        if torch.is_autocast_enabled(images.device.type):
+            raise UsageError(
+                f"{self.path} computes in {self.description.precision}, as it was exported",
+                hint="leave --amp out, or export with --half",
+            )
+        if mask is None:
+            mask = images.new_zeros((images.shape[0], *images.shape[2:]), dtype=torch.bool)
+        answers = self.answers(*self.as_wanted(images, mask))
+        if self.description.postprocessed:
+            return Output(answers["scores"][..., None], answers["boxes"], extras={LABELS: answers["labels"]})
+        return Output(answers.pop("logits"), answers.pop("boxes"), extras=answers)
+
+    def as_wanted(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Padded to the only size there is; as bytes, if the file normalises itself."""
+        if self.description.size is not None:
+            images, mask = fitted(images, mask, self.description.size)
+        if self.description.values == "uint8":
+            mean, std = (
+                images.new_tensor(v)[:, None, None]
+                for v in (self.description.preprocess.mean, self.description.preprocess.std)
+            )
+            images = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        return images, mask
+
+    def answers(self, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """By name; one picture after the other where the file takes no batches."""
+        pairs = [(images, mask)]
+        if "batch" not in self.description.dynamic:
+            pairs = [(images[i : i + 1], mask[i : i + 1]) for i in range(len(images))]
+        try:
+            parts = [self.session(*pair) for pair in pairs]
+        except Exception as error:  # each runtime has its own
+            raise DetrError(
+                f"{self.path} cannot run on pictures of {images.shape[2]}x{images.shape[3]}: {_line(error)}",
+                hint="a picture needs as many tokens as the model has queries: give larger ones",
+            ) from error
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def fitted(images: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Pictures as large as the file takes them: padded, and smaller where they must be. Boxes are parts of a picture anyway."""
+    share = min(1.0, *(want / have for want, have in zip(size, mask.shape[1:], strict=True)))
+    if share < 1:
+        new = [
+            max(1, min(want, round(have * share))) for want, have in zip(size, mask.shape[1:], strict=True)
+        ]
+        images = F.interpolate(images, new, mode="bilinear", antialias=True)
+        mask = F.interpolate(mask[:, None].float(), new)[:, 0].bool()
+    down, right = (want - have for want, have in zip(size, mask.shape[1:], strict=True))
+    return F.pad(images, (0, right, 0, down)), F.pad(mask, (0, right, 0, down), value=True)
+
+
+def in_pixels(output: Output, sizes: Tensor) -> list[Detections]:
+    """Detections of a file that has post-processing inside; sizes (B, 2) height, width."""
+    scale = sizes.flip(1).repeat(1, 2).to(output.boxes)
+    rows = zip(output.logits[..., 0], output.extras[LABELS], output.boxes * scale[:, None], strict=True)
+    return [Detections(*row) for row in rows]
+
+
+def _place(format: Format, device: str | None) -> torch.device:
+    place = choose_device(device) if format == "pt2" or device else torch.device("cpu")
+    if place.type == "cpu" or format == "pt2":
+        return place
+    if format == "onnx":
+        import onnxruntime
+
+        if place.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            return place
+    raise UsageError(
+        f"the installed {format} runtime does not run on {place}",
+        hint="--device cpu" + (", or pip install onnxruntime-gpu" if format == "onnx" else ""),
+    )
+
+
+def _open_onnx(path: Path, place: torch.device) -> tuple[Session, str | None]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; they are raised as well
+    options.intra_op_num_threads = torch.get_num_threads()
+    provider = "CPUExecutionProvider" if place.type == "cpu" else "CUDAExecutionProvider"
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=[provider])
+    except Exception as error:
+        raise _damaged(path, error) from error
+    names = [value.name for value in session.get_outputs()]
+    text = session.get_modelmeta().custom_metadata_map.get(KEY)
+
+    def run(images: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        values = session.run(names, {"images": images.cpu().numpy(), "mask": mask.cpu().numpy()})
+        return {name: torch.from_numpy(value).to(place) for name, value in zip(names, values, strict=True)}
+
+    return run, text
+
+
+def _open_program(path: Path, place: torch.device) -> tuple[Session, str | None]:
+    from torch.export.passes import move_to_device_pass
+
+    found = {program.ENTRY: ""}
+    try:
+        loaded = torch.export.load(path, extra_files=found)
+        if place.type != "cpu":
+            loaded = move_to_device_pass(loaded, place)
+        run: Session = loaded.module()
+    except Exception as error:
+        raise _damaged(path, error) from error
+    return run, str(found[program.ENTRY])
+
+
+def _open_openvino(path: Path, place: torch.device) -> tuple[Session, str | None]:
+    import openvino
+
+    try:
+        model = openvino.Core().read_model(path)
+        text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
+        compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    except Exception as error:
+        raise _damaged(path, error) from error
+
+    def run(images: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        answers = compiled({"images": images.numpy(), "mask": mask.numpy()})
+        return {value.get_any_name(): torch.from_numpy(array.copy()) for value, array in answers.items()}
+
+    return run, text
+
+
+OPENERS = {"onnx": _open_onnx, "pt2": _open_program, "openvino": _open_openvino}
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} cannot be loaded: {_line(error)}", hint="export it again, or copy it again"
+    )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

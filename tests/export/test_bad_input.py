@@ -1,0 +1,220 @@
+"""What cannot be exported, or is no export: one line that says so, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import detrcli
+from detrcli.errors import CheckpointError, DetrError, ModelError, UsageError, VerificationError
+from detrcli.export import onnx as onnx_file
+from detrcli.export import plan
+from detrcli.export import run as running
+from detrcli.export.description import Description
+from detrcli.export.graph import Graph, trace
+from detrcli.export.plan import Request, parse_dynamic, parse_size
+from detrcli.plugins.contract import Preprocess
+from detrcli.types import Categories, Output
+from tests.cli.run import detr
+from tests.tiny import write_run
+
+PICTURES = Preprocess(short_side=64, long_side=64)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    return write_run(tmp_path / "run") / "best.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--dynamic", "batch,depth"), "unknown dynamic axis 'depth'"),
+        (("--dynamic", "batch"), "needs that size"),
+        (("--dynamic", "none", "--size", "8x8"), "too small"),
+        (("--size", "big"), "HEIGHTxWIDTH"),
+        (("--out", "model.engine"), "what kind of file"),
+        (("--out", "model.pt2", "--format", "onnx"), "ends in .onnx"),
+        (("--set", "encoder_layer=1"), "encoder_layer"),
+        (("--no-verify", "--verify-data", "shapes"), "contradict"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, said, weights, tmp_path):
+    done = detr("export", "--weights", weights, *options, cwd=tmp_path)
+    assert said in done.error(2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_sizes_and_axes_are_read():
+    assert parse_size("800x1216") == (800, 1216)
+    assert parse_size("640") == (640, 640)
+    assert parse_size(None) is None
+    assert parse_dynamic(" Batch, size ") == ("batch", "size")
+    assert parse_dynamic("none") == ()
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_missing_software_is_an_extra_to_install(format, monkeypatch):
+    monkeypatch.setattr(plan, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="not installed") as caught:
+        detrcli.export("detr/tiny", weights="random", format=format)
+    assert caught.value.hint == f"pip install 'detrcli[{format}]'"
+
+
+class Awkward(nn.Module):
+    """A detector whose head does something particular."""
+
+    def __init__(self, does):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 8, 8)
+        self.head = nn.ModuleDict({"odd": Odd(does)})
+
+    def forward(self, images, mask):
+        x = self.head["odd"](self.conv(images).flatten(2).mT)
+        return Output(x[:, :4, :4], x[:, :4, 4:].sigmoid())
+
+
+class Odd(nn.Module):
+    def __init__(self, does):
+        super().__init__()
+        self.does = does
+
+    def forward(self, x):
+        return self.does(x)
+
+
+def program_of(does, **options):
+    request = Request(format="onnx", **options)
+    return trace(Graph(Awkward(does), request, PICTURES, lambda output, sizes: []), request, PICTURES)
+
+
+@pytest.mark.parametrize(
+    ("does", "operator"),
+    [(torch.special.bessel_j0, "special_bessel_j0"), (lambda x: torch.linalg.qr(x)[0], "qr")],
+    ids=["bessel", "qr"],
+)
+def test_an_operator_that_onnx_does_not_have_is_named_with_its_place(does, operator):
+    pytest.importorskip("onnxscript")
+    program = program_of(does, dynamic=(), size=(64, 96))
+    about = Description(
+        model="a/b", config={}, categories=Categories((), ()), preprocess=PICTURES, format="onnx"
+    )
+    with pytest.raises(ModelError, match=rf"{operator} of head\.odd has no ONNX form"):
+        onnx_file.convert(program, about)
+
+
+def test_a_branch_on_values_is_named_with_its_place():
+    with pytest.raises(ModelError, match=r"head\.odd does what no graph can hold"):
+        program_of(lambda x: x if x.sum() > 0 else -x)
+
+
+def test_an_axis_that_the_model_fixes_is_named():
+    with pytest.raises(ModelError, match="fixes the batch that it is exported with") as caught:
+        program_of(lambda x: x.new_zeros(len(x), x.shape[1], x.shape[2]) + x)
+    assert "leave batch out of --dynamic" in caught.value.hint
+
+
+def test_a_wrong_file_is_not_handed_over(weights, tmp_path, monkeypatch):
+    """The file holds another model's weights: it loads and runs, but answers differently."""
+    write = running.WRITERS["pt2"]
+
+    def write_other(path, program, description):
+        with torch.no_grad():
+            program.state_dict["model.class_head.bias"].add_(0.01)
+        write(path, program, description)
+
+    monkeypatch.setitem(running.WRITERS, "pt2", write_other)
+    out = tmp_path / "model.pt2"
+    out.write_bytes(b"an older file")
+    with pytest.raises(VerificationError, match="answers differently: one picture") as caught:
+        detrcli.export(None, out, weights=weights)
+    assert caught.value.exit_code == 5
+    assert out.read_bytes() == b"an older file"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt2", "model.pt2.json", "run"]
+    assert '"passed": false' in (tmp_path / "model.pt2.json").read_text()
+
+
+def test_a_place_where_nothing_can_be_written_is_refused_before_any_work(weights, monkeypatch):
+    assert "cannot write" in detr("export", "--weights", weights, "--out", weights / "a.pt2").error(1)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(DetrError, match="no permission"):
+        detrcli.export(None, weights.parent / "a.pt2", weights=weights)
+
+
+def test_a_full_disk_leaves_no_half_file(weights, tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    out = tmp_path / "out" / "model.pt2"
+    command = [sys.executable, "-m", "detrcli", "export", "--weights", str(weights), "--out", str(out)]
+    run = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    assert run.returncode == 1, run.stderr
+    assert f"error: cannot write {out}" in run.stderr
+    assert list(out.parent.iterdir()) == []
+
+
+def test_files_of_others_are_refused(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    kind = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    same = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [kind], [same])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "foreign.onnx")
+    done = detr("predict", tmp_path, "--model", tmp_path / "foreign.onnx")
+    assert "was not made by detr export: it does not say its classes" in done.error(4)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".xml"])
+def test_damaged_and_missing_files_are_said_so(suffix, tmp_path):
+    for package in plan.NEEDS[plan.SUFFIXES[suffix]]:
+        pytest.importorskip(package)
+    path = tmp_path / f"model{suffix}"
+    with pytest.raises(CheckpointError, match="there is no file"):
+        detrcli.load(str(path))
+    path.write_bytes(b"\x08\x07 cut short")
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        detrcli.load(str(path))
+
+
+def test_weights_beside_an_exported_file_are_refused(tmp_path, weights):
+    with pytest.raises(UsageError, match="holds its weights"):
+        detrcli.load("model.onnx", weights=weights)
+
+
+def test_lower_precision_is_chosen_when_exporting(weights, tmp_path):
+    made = detrcli.export(None, tmp_path / "model.pt2", weights=weights)
+    predictor = detrcli.load(str(made.file))
+    with pytest.raises(UsageError, match="float32, as it was exported"):
+        list(predictor.predict(torch.zeros(3, 64, 64, dtype=torch.uint8), amp=True))
+
+
+def test_pictures_without_enough_tokens_are_said_so(tmp_path):
+    folder = tmp_path / "two_stage"
+    weights = write_run(folder, "deformable_detr/tiny") / "best.safetensors"
+    made = detrcli.export(None, tmp_path / "model.pt2", weights=weights, verify=False)
+    assert made.report is None
+    with pytest.raises(DetrError, match="cannot run on pictures of 16x16"):
+        detrcli.load(str(made.file)).model(torch.zeros(1, 3, 16, 16))
+
+
+def test_help_and_refusals_do_not_load_torch(tmp_path):
+    code = (
+        "import sys; from detrcli.cli.app import app\n"
+        "try: app(sys.argv[1:], standalone_mode=False)\n"
+        "except Exception as error: print(type(error).__name__)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    for arguments in (["export", "--help"], ["export", "-m", "detr/tiny", "--dynamic", "depth"]):
+        run = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert run.returncode == 0, run.stderr
+    assert not list(Path(tmp_path).iterdir())

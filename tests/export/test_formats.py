@@ -1,0 +1,114 @@
+"""The other formats and options, each in its own runtime. Every file here was verified when it was made."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import detrcli
+from detrcli.errors import ModelError
+from detrcli.nn.inference import infer
+from tests.export.conftest import weights_of
+
+pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.slow
+
+
+def batch(size=(90, 120)):
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(2, 3, *size, generator=generator)
+    mask = torch.zeros(2, *size, dtype=torch.bool)
+    mask[1, size[0] * 2 // 3 :] = True
+    return images.masked_fill(mask[:, None], 0), mask
+
+
+def agree(exported, images, mask):
+    ours = infer(detrcli.load(weights=weights_of(exported), device="cpu").model, images, mask)
+    theirs = infer(detrcli.load(str(exported.file)).model, images, mask)
+    torch.testing.assert_close(theirs.logits, ours.logits, rtol=0, atol=2e-4)
+    torch.testing.assert_close(theirs.boxes, ours.boxes, rtol=0, atol=2e-5)
+
+
+def test_a_program_of_torch_runs_on_its_own(make):
+    exported = make("detr", ".pt2")
+    agree(exported, *batch())
+    program = torch.export.load(exported.file).module()
+    assert list(program(*batch())) == ["logits", "boxes"]
+
+
+def test_openvino_agrees(make):
+    pytest.importorskip("openvino")
+    exported = make("dynamic_detr", ".xml", settings={"operators": "grid_sample"})
+    assert sorted(p.name for p in exported.file.parent.glob("model*")) == [
+        "model.bin",
+        "model.xml",
+        "model.xml.json",
+    ]
+    agree(exported, *batch())
+
+
+def test_indexing_takes_the_place_of_grid_sample(make):
+    onnx = pytest.importorskip("onnx")
+    exported = make("deformable_detr", msda="gather", dynamic=(), size=(64, 96))
+    assert "GridSample" not in {node.op_type for node in onnx.load(exported.file).graph.node}
+
+
+def test_a_setting_of_the_model_changes_what_is_written(make):
+    onnx = pytest.importorskip("onnx")
+    settings = {"operators": "grid_sample"}
+    exported = make("dynamic_detr", dynamic=(), size=(64, 96), settings=settings)
+    operators = {node.op_type for node in onnx.load(exported.file).graph.node}
+    assert "DeformConv" not in operators
+    assert "GridSample" in operators
+
+
+def test_pictures_of_one_size_are_padded_and_shrunk_to_it(make):
+    exported = make("detr", dynamic=(), size=(64, 96))
+    [images, *_] = onnxruntime.InferenceSession(
+        exported.file, providers=["CPUExecutionProvider"]
+    ).get_inputs()
+    assert images.shape == [1, 3, 64, 96]
+    assert exported.description.preprocess.long_side == 96
+    predictor = detrcli.load(str(exported.file))
+    picture = np.random.default_rng(0).integers(
+        0, 255, (120, 50, 3), np.uint8
+    )  # upright: does not fit as it is
+    [result] = predictor.predict(picture, conf=0.0)
+    assert all(0 <= v <= 120 for found in result.detections for v in found.box)
+    images, mask = batch((50, 96))
+    padded = torch.nn.functional.pad(images, (0, 0, 0, 14))
+    padding = torch.nn.functional.pad(mask, (0, 0, 0, 14), value=True)
+    model = detrcli.load(weights=weights_of(exported), device="cpu").model
+    torch.testing.assert_close(
+        infer(predictor.model, images, mask).boxes, infer(model, padded, padding).boxes, rtol=0, atol=2e-5
+    )
+
+
+def test_processing_inside_the_graph_gives_the_same_detections(make):
+    exported = make("d2etr", postprocess=True, preprocess=True)
+    picture = np.random.default_rng(3).integers(0, 255, (100, 130, 3), np.uint8)
+    [ours] = detrcli.load(weights=weights_of(exported), device="cpu").predict(picture, conf=0.0)
+    [theirs] = detrcli.load(str(exported.file)).predict(picture, conf=0.0)
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours.detections, theirs.detections, strict=True):
+        assert (a.name, a.score) == (b.name, pytest.approx(b.score, abs=1e-5))
+        assert a.box == pytest.approx(b.box, abs=1e-2)
+
+
+def test_half_precision_halves_the_file_and_keeps_the_detections(make):
+    whole, half = make("detr"), make("detr", half=True)
+    assert half.file.stat().st_size < 0.6 * whole.file.stat().st_size
+    assert half.description.precision == "float16"
+    assert half.report is not None
+    assert half.report.largest["boxes"] <= 0.005
+
+
+def test_what_openvino_does_not_read_is_said(tmp_path):
+    pytest.importorskip("openvino")
+    fixed = {"dynamic": (), "size": (64, 96)}
+    with pytest.raises(ModelError, match="OpenVINO does not understand the model's graph at") as caught:
+        detrcli.export("dynamic_detr/tiny", tmp_path / "model.xml", weights="random", **fixed)
+    assert "operators=grid_sample" in caught.value.hint
+    assert not list(tmp_path.iterdir())

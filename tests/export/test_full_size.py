@@ -1,0 +1,22 @@
+"""Full-size models of every family, random weights: `make export-full`, many minutes and 3 GB."""
+
+from __future__ import annotations
+
+import pytest
+
+import detrcli
+from detrcli.export.verify import TOLERANCES
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.full_size
+
+MODELS = [m for m in detrcli.list_models() if not m.endswith("/tiny")]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_full_size_model_is_exported_and_verified(model, tmp_path):
+    report = detrcli.export(model, tmp_path / "model.onnx", weights="random").report
+    assert report is not None
+    assert report.passed
+    assert report.largest["boxes"] <= TOLERANCES["boxes"]

@@ -1,0 +1,64 @@
+"""An exported file predicts and is evaluated like the model that it came from, through the real command."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.cli.run import detr
+from tests.export.conftest import weights_of
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures") / "data"
+    assert detr("data", "shapes", folder, "--train", "1", "--val", "5").code == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    "family", ["detr", "d2etr"]
+)  # d2etr's scores need more answers than logits and boxes
+def test_predict_finds_the_same(family, make, pictures, tmp_path):
+    exported = make(family)
+    ways = {"file": ("--model", exported.file), "weights": ("--weights", weights_of(exported))}
+    found = {}
+    for name, way in ways.items():
+        done = detr("predict", pictures / "val", *way, "--conf", "0", "--json", "--out", tmp_path / name)
+        assert done.code == 0, done.err
+        found[name] = [d for image in done.json["images"] for d in image["detections"]]
+    assert len(found["file"]) == len(found["weights"]) > 0
+    for ours, theirs in zip(found["weights"], found["file"], strict=True):
+        assert ours["name"] == theirs["name"]
+        assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)
+        assert ours["box"] == pytest.approx(theirs["box"], abs=1e-2)
+
+
+def test_eval_gives_the_same_numbers(make, pictures, tmp_path):
+    exported = make("detr")
+    ways = {"file": ("--model", exported.file), "weights": ("--weights", weights_of(exported))}
+    metrics = {}
+    for name, way in ways.items():
+        options = ("--batch-size", "2", "--json", "--out", tmp_path / name)
+        done = detr("eval", pictures, *way, *options)
+        assert done.code == 0, done.err
+        metrics[name] = done.json["metrics"]
+    assert metrics["file"] == pytest.approx(metrics["weights"], abs=1e-6)
+
+
+def test_the_command_writes_file_and_report_and_compares_ap(pictures, make, tmp_path):
+    out = tmp_path / "new" / "detr.pt2"
+    weights = weights_of(make("detr"))
+    done = detr(
+        "export", "--weights", weights, "--out", out, "--verify-data", pictures, "--limit", "3", "--json"
+    )
+    assert done.code == 0, done.err
+    assert done.json["verification"]["passed"]
+    assert done.json["verification"]["ap"]["images"] == 3
+    assert sorted(path.name for path in out.parent.iterdir()) == ["detr.pt2", "detr.pt2.json"]
+    assert json.loads((out.parent / "detr.pt2.json").read_text())["format"] == "pt2"
