@@ -201,7 +201,7 @@ def _about(
         "batch": batch,
     }
     if shown.latency:
-        from detrcli.cli.env import collect
+        from detrcli.environment import collect
 
         facts = collect()
         about["environment"] = {name: facts[name] for name in ("packages", "devices", "kernels", "speed")}
