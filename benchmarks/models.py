@@ -1,14 +1,12 @@
 """Deformable DETR two-stage on the CPU, one thread, against the transformers package: same weights, same pictures, same run.
 
-    python benchmarks/models.py inference [--repeats 3] [--onnx]     800x1066, batch 1
-    python benchmarks/models.py training  [--repeats 2]              512x512, batch 2, eight objects each
-    python benchmarks/models.py inference --short 320                smaller, to see that it works
-                                                                     needs: pip install 'detrcli[parity]' ([onnx])
+    python benchmarks/models.py [--repeats 3] [--onnx]     800x1066, batch 1
+    python benchmarks/models.py --short 320                smaller, to see that it works
+                                                           needs: pip install 'detrcli[parity]' ([onnx])
 
 Every subject runs in a process of its own: CPU seconds (best of the repeats, after one warm-up), peak resident memory, and
-how far its boxes (training: its loss, relative) are from those of transformers. A training step is forward, criterion, backward, clipping and
-AdamW; the loss of the proposals is off, because transformers has none. `kept` memory is what the allocator lever does
-(MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ high), given to either side.
+how far its boxes are from those of transformers. `kept` memory is what the allocator lever does (MALLOC_MMAP_MAX_=0,
+MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ high), given to either side. Training is in training.py, which shares what is here.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from typing import Any
 
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**26)}
 PLAIN = {"DETR_FAST": "off"}
-CLASSES, OBJECTS = 91, 8
+CLASSES = 91
 
 # name: (who, environment, 16 bits)
 INFERENCE: dict[str, tuple[str, dict[str, str], bool]] = {
@@ -43,16 +41,6 @@ INFERENCE: dict[str, tuple[str, dict[str, str], bool]] = {
     "detrcli": ("ours", {}, False),
     "detrcli --amp": ("ours", {}, True),
 }
-TRAINING: dict[str, tuple[str, dict[str, str], bool]] = {
-    "transformers": ("theirs", {}, False),
-    "transformers, kept memory": ("theirs", KEPT, False),
-    "detrcli, no wheel": ("ours", {"DETR_OPS": "reference"}, False),
-    "detrcli": ("ours", {}, False),
-    "detrcli, kept memory": ("ours", KEPT, False),
-    "detrcli --amp bf16": ("ours", {}, True),
-    "detrcli --amp bf16, kept memory": ("ours", KEPT, True),
-}
-SUBJECTS = {"inference": INFERENCE, "training": TRAINING}
 
 
 def reference(folder: Path | None = None) -> Any:
@@ -131,54 +119,8 @@ def _onnx(model: Any, images: Any, folder: Path) -> Callable[[], Any]:
     return lambda: torch.from_numpy(session.run(None, feed)[boxes])
 
 
-def training(who: str, folder: Path, side: int, amp: bool) -> Callable[[], Any]:
-    """A function that takes one step and returns the loss of the first weights."""
-    import torch
-
-    images, generator = pictures(2, side, side), torch.Generator().manual_seed(1)
-    labels = torch.randint(1, CLASSES, (2, OBJECTS), generator=generator)
-    boxes = torch.rand(2, OBJECTS, 4, generator=generator) * 0.3 + 0.3
-    model = (ours(folder) if who == "ours" else reference(folder)).eval()
-    loss = _our_loss if who == "ours" else _their_loss
-    with torch.no_grad():
-        exact = loss(model, images, labels, boxes)  # without dropout, to compare
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=who == "ours" or None)
-
-    def run() -> Any:
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-            total = loss(model, images, labels, boxes)
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        optimizer.step()
-        return exact
-
-    return run
-
-
-def _our_loss(model: Any, images: Any, labels: Any, boxes: Any) -> Any:
-    from detrcli.nn.criterion import SetCriterion
-    from detrcli.types import Target
-
-    criterion = SetCriterion(kind="focal", class_cost=2, class_weight=1)  # the weight that transformers has
-    targets = [Target(a, b) for a, b in zip(labels, boxes, strict=True)]
-    return criterion(replace(model(images), proposals=None), targets).total
-
-
-def _their_loss(model: Any, images: Any, labels: Any, boxes: Any) -> Any:
-    wanted = [{"class_labels": a, "boxes": b} for a, b in zip(labels, boxes, strict=True)]
-    return model(images, labels=wanted).loss
-
-
-def one(task: str, name: str, folder: Path, size: int, repeats: int) -> None:
-    """Measure one subject in this process; one line of JSON on stdout."""
-    import torch
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    who, _, amp = SUBJECTS[task][name]
-    run = (predicting if task == "inference" else training)(who, folder, size, amp)
+def one(run: Callable[[], Any], repeats: int) -> None:
+    """Measure a function in this process, after one call to warm up; one line of JSON on stdout."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
     answer, taken = run(), []
     for _ in range(repeats):
@@ -187,32 +129,29 @@ def one(task: str, name: str, folder: Path, size: int, repeats: int) -> None:
         taken.append(time.process_time() - started)
     lines = Path("/proc/self/status").read_text().splitlines()
     peak = int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
-    print(
-        json.dumps(
-            {
-                "cpu_s": min(taken),
-                "peak_mb": peak,
-                "answer": answer.double().view(-1, 4 if answer.dim() else 1).tolist(),
-            }
-        )
-    )
+    rows = answer.double().view(-1, 4 if answer.dim() else 1).tolist()
+    print(json.dumps({"cpu_s": min(taken), "peak_mb": peak, "answer": rows}))
 
 
-def measure(task: str, name: str, folder: Path, size: int, repeats: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, task, "--one", name, "--folder", str(folder)]
+def measure(
+    script: str, name: str, environment: dict[str, str], folder: Path, size: int, repeats: int
+) -> dict[str, Any]:
+    command = [sys.executable, script, "--one", name, "--folder", str(folder)]
     command += ["--short", str(size), "--repeats", str(repeats)]
-    environment = os.environ | SUBJECTS[task][name][1]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    done = subprocess.run(
+        command, env=os.environ | environment, stdout=subprocess.PIPE, check=True, text=True
+    )
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def compare(task: str, names: list[str], size: int, repeats: int) -> None:
+def compare(script: str, subjects: dict[str, dict[str, str]], size: int, repeats: int) -> None:
+    """Each subject (name: environment) in a process of its own, against `transformers`, which comes first."""
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         reference().save_pretrained(folder)
-        for name in names:
-            row = measure(task, name, Path(folder), size, repeats)
+        for name, environment in subjects.items():
+            row = measure(script, name, environment, Path(folder), size, repeats)
             base = rows.setdefault("transformers", row)
             answer = row.pop("answer") if name != "transformers" else row["answer"]
             row["difference"] = difference(answer, base["answer"])
@@ -225,6 +164,7 @@ def compare(task: str, names: list[str], size: int, repeats: int) -> None:
                 flush=True,
             )
     rows["transformers"].pop("answer")
+    task = Path(script).stem
     print(json.dumps({"task": task, "size": size, "repeats": repeats, "machine": machine(), "rows": rows}))
 
 
@@ -256,26 +196,34 @@ def machine() -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def arguments(description: str | None, size: int, repeats: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=SUBJECTS)
-    parser.add_argument("--short", type=int, help="short side of the picture (training: its side)")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--onnx", action="store_true", help="also through ONNX Runtime")
+    parser.add_argument("--short", type=int, default=size, help="short side of the pictures")
+    parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--only", nargs="*", default=[], help="subjects beside transformers, by name")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> None:
+    import torch
+
+    parser = arguments(__doc__, 800, 3)
+    parser.add_argument("--onnx", action="store_true", help="also through ONNX Runtime")
     given = parser.parse_args()
-    size = given.short or {"inference": 800, "training": 512}[given.task]
     if given.one:
-        one(given.task, given.one, given.folder, size, given.repeats)
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        who, _, amp = INFERENCE[given.one]
+        one(predicting(who, given.folder, given.short, amp), given.repeats)
         return
-    names = [n for n in SUBJECTS[given.task] if given.onnx or n != "onnxruntime"]
+    names = [n for n in INFERENCE if given.onnx or n != "onnxruntime"]
     if given.only:
         names = [n for n in names if n in ("transformers", *given.only)]
-    compare(given.task, names, size, given.repeats)
+    compare(__file__, {name: INFERENCE[name][1] for name in names}, given.short, given.repeats)
 
 
 if __name__ == "__main__":

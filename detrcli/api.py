@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from detrcli.export.run import Exported
     from detrcli.predict.result import Result
     from detrcli.predict.run import Options, Predictor
-    from detrcli.train.run import RunResult, Watcher
+    from detrcli.train.run import RunResult
+    from detrcli.train.watch import Watcher
 
 RANDOM = "random"  # in place of weights, for an export that tries what it costs
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]  # told the total, then the steps
@@ -118,15 +119,19 @@ def _first(data: str | os.PathLike[str] | Dataset | None, limit: int) -> Dataset
 
 
 def train(
-    data: str | os.PathLike[str],
-    model: str,
+    data: str | os.PathLike[str] | None = None,
+    model: str | None = None,
     *,
     out: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    allow_change: Sequence[str] = (),
+    devices: int = 1,
     watch: Watcher | None = None,
     **options: Any,
 ) -> RunResult:
     """Train a model into a new run folder; options are the fields of `detrcli.train.plan.Request`.
 
+    `resume` goes on with a run instead, exactly: what is said again must be as it was, unless `allow_change` names it.
     `watch` is told of each step and evaluation; `result.folder` holds weights, metrics and settings.
     """
     from pathlib import Path
@@ -134,8 +139,15 @@ def train(
     from detrcli.train.plan import Request
     from detrcli.train.run import train as run
 
-    request = Request(data=os.fspath(data), model=model, **options)
-    return run(request, out=None if out is None else Path(out), watch=watch)
+    request = Request(data=None if data is None else os.fspath(data), model=model, **options)
+    return run(
+        request,
+        out=None if out is None else Path(out),
+        resume=None if resume is None else os.fspath(resume),
+        allow_change=allow_change,
+        devices=devices,
+        watch=watch,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +206,7 @@ def evaluate(
         progress=progress,
     )
     if devices > 1:
+        launch.check(devices, device)
         return launch.on_ranks(devices, _evaluate, request)
     with launch.joined():
         return _evaluate(request)

@@ -54,6 +54,8 @@ def assign(value: T, changes: Mapping[str, Plain], where: str = "") -> T:
             raise unknown("setting", where + path, (where + name for name in settings(value)))
         if rest:
             nested.setdefault(key, {})[rest] = new
+        elif isinstance(new, Mapping) and dataclasses.is_dataclass(getattr(value, key)):
+            nested.setdefault(key, {}).update(new)
         else:
             changed[key] = _convert(new, hints[key], where + key)
     for key, inner in nested.items():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def running() -> bool:
@@ -24,10 +28,48 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def own_device(device: str) -> str:
+    """The device of this rank: of several processes each takes a GPU of its own."""
+    if running() and device == "cuda":
+        return f"cuda:{torch.cuda.current_device()}"
+    return device
+
+
 def mean_over_ranks(value: float, device: torch.device) -> Tensor:
     """The mean of a number over all ranks, as a float scalar on `device`."""
-    total = torch.tensor(float(value), device=device)
+    return average(torch.tensor(float(value), device=device))
+
+
+def average(values: Tensor) -> Tensor:
+    """The mean of a tensor over all ranks, in place."""
     if running():
-        dist.all_reduce(total)
-        total /= world_size()
-    return total
+        dist.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+def mean_number(value: float, device: torch.device) -> float:
+    """The same on the host; alone, the device is not asked, so nothing waits for it."""
+    return mean_over_ranks(value, device).item() if running() else value
+
+
+def any_rank(value: bool, device: torch.device) -> bool:
+    """Whether it is true on some rank; every rank gets the same answer."""
+    return mean_number(value, device) > 0
+
+
+def from_main(value: T) -> T:
+    """What rank 0 has, on every rank."""
+    box: list[T] = [value]
+    if running():
+        dist.broadcast_object_list(box)
+    return box[0]
+
+
+def all_of(value: T) -> list[T]:
+    """What each rank has, on every rank, in the order of the ranks."""
+    if not running():
+        return [value]
+    values: list[T | None] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return [value for value in values if value is not None]

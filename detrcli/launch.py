@@ -1,72 +1,272 @@
-"""Running one function on several processes of this machine, by torch's own launcher; what each returns comes back."""
+"""Running on several processes: started here (`on_ranks`), by torchrun, or by SLURM's srun (`joined`).
+
+on_ranks(4, function, *args)    four processes of this machine; what rank 0 returns, or the error of the first that failed
+with joined(): …                join the processes that were started beside this one, if any were
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+import pickle
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from detrcli.errors import DetrError
+from detrcli.errors import DetrError, UsageError
 
 T = TypeVar("T")
 
+GRACE = 20.0  # seconds that the others have to end by themselves once one has failed
+
+
+class PeerError(DetrError):
+    """Another process has gone, or does not answer."""
+
+
+@dataclass(slots=True)
+class _Rank:
+    """A process and the pipe that its answer comes through."""
+
+    process: SpawnProcess
+    answer: Connection
+    said: Any = None  # what it returned, or its error
+    answered: bool = False
+
+    def listen(self) -> None:
+        with contextlib.suppress(EOFError, ConnectionError):  # died without a word
+            self.said, self.answered = pickle.loads(self.answer.recv_bytes()), True
+        self.answer.close()
+        self.process.join()
+
+    @property
+    def failed(self) -> bool:
+        return not self.answered or isinstance(self.said, BaseException)
+
 
 def on_ranks(count: int, function: Callable[..., T], *args: Any) -> T:
-    """What `function(*args)` returns on rank 0 of `count` processes that have joined each other."""
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    """What `function(*args)` returns on rank 0 of `count` processes that have joined each other.
 
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        run_id=f"detr-{os.getpid()}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        start_method="spawn",
-        max_restarts=0,
-    )
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its report is not for users
+    SIGINT and SIGTERM are passed on to them. When one fails, the others get a while to end, and its error is raised here.
+    """
+    ranks = _start(count, function, args)
     try:
-        answers = elastic_launch(config, _guarded)(function, *args)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        raise DetrError(
-            f"process {rank} of {count} ended early (exit code {failure.exitcode})",
-            hint="run it with one device to see more; a killed process is most often short of memory",
-        ) from error
-    errors = [answer for answer in answers.values() if isinstance(answer, DetrError)]
-    if errors:
-        raise errors[0]
-    result: T = answers[0]
+        with _passing_on([rank.process for rank in ranks]):
+            _hear(ranks)
+    finally:
+        for rank in ranks:
+            rank.process.kill()
+    failed = [(number, rank) for number, rank in enumerate(ranks) if rank.failed]
+    failed.sort(key=lambda pair: isinstance(pair[1].said, PeerError))  # the cause before those who noticed
+    if failed:
+        raise _failure(*failed[0], count)
+    result: T = ranks[0].said
     return result
 
 
-def _guarded(function: Callable[..., T], *args: Any) -> T | DetrError:
-    """Errors of ours travel as values: the launcher would turn them into a report of its own."""
+def check(count: int, device: str | None) -> None:
+    """An error where so many processes cannot each have a device of their own."""
+    if device is not None and ":" in device:
+        raise UsageError(
+            f"{device} is one device, and {count} were asked for",
+            hint="choose which with CUDA_VISIBLE_DEVICES, and leave --device out",
+        )
+    there = torch.cuda.device_count() if device in (None, "cuda") else 0
+    if 0 < there < count:
+        raise UsageError(
+            f"{count} devices were asked for, this machine has {there}", hint=f"--devices {there}"
+        )
+
+
+def _start(count: int, function: Callable[..., Any], args: tuple[Any, ...]) -> list[_Rank]:
+    context = multiprocessing.get_context("spawn")
+    places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
+    ranks = []
+    for rank in range(count):
+        ours, theirs = context.Pipe(duplex=False)
+        own = places | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
+        process = context.Process(target=_rank_main, args=(own, theirs, function, args))
+        process.start()
+        theirs.close()
+        ranks.append(_Rank(process, ours))
+    return ranks
+
+
+def _hear(ranks: list[_Rank]) -> None:
+    """Wait for every answer; for those still silent only a while once a rank has failed."""
+    waiting = {rank.answer: rank for rank in ranks}
+    deadline: float | None = None
+    while waiting:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        ready = wait(list(waiting), left)
+        if not ready:
+            break
+        for pipe in ready:
+            assert isinstance(pipe, Connection)
+            rank = waiting.pop(pipe)
+            rank.listen()
+            if rank.failed and deadline is None:
+                deadline = time.monotonic() + GRACE
+    for rank in waiting.values():
+        rank.said, rank.answered = PeerError("a process does not answer any more, and was ended"), True
+
+
+def _failure(number: int, rank: _Rank, count: int) -> BaseException:
+    if rank.answered and isinstance(rank.said, BaseException):
+        return rank.said
+    rank.process.join()
+    return DetrError(
+        f"process {number} of {count} ended early (exit code {rank.process.exitcode})",
+        hint="run it with one device to see more; a killed process is most often short of memory",
+    )
+
+
+def _rank_main(
+    places: Mapping[str, str], answer: Connection, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    """The life of one rank. It leaves the terminal's group, so that ctrl-c reaches it once, through its parent."""
+    os.environ.update(places)
+    os.setpgrp()
+    logging.getLogger("detrcli").addHandler(
+        logging.NullHandler()
+    )  # rank 0 is told what to show by its caller
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         with joined():
-            return function(*args)
+            said = function(*args)
     except DetrError as error:
-        return error
+        said = error
+    except Exception as error:
+        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+        said = _portable(error)
+    answer.send_bytes(pickle.dumps(said))  # whole: torch would share the memory of a process that ends
+    answer.close()
+
+
+def _portable(error: Exception) -> Exception:
+    """An unexpected error for the parent to raise: its traceback stays behind, so it goes along as a note."""
+    import traceback
+
+    copy = RuntimeError(f"{type(error).__name__}: {error}")
+    copy.add_note("".join(traceback.format_exception(error)))
+    return copy
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+@contextmanager
+def _passing_on(processes: list[SpawnProcess]) -> Iterator[None]:
+    """SIGINT and SIGTERM go to the processes, which know how to stop."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in processes:
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {which: signal.signal(which, pass_on) for which in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes that torchrun or SLURM started beside this one, if any did."""
+    """Join the processes that torchrun or SLURM started beside this one, if any did.
+
+    A process that does not answer for `DETR_TIMEOUT` seconds (600) ends the others.
+    """
+    for name, value in slurm(os.environ).items():
+        os.environ.setdefault(name, value)
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield
         return
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    dist.init_process_group("nccl" if cuda else "gloo")
+    timeout = timedelta(seconds=float(os.environ.get("DETR_TIMEOUT", "600")))
     try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout)
         yield
+    except (dist.DistError, RuntimeError) as error:
+        if isinstance(error, dist.DistError) or _of_collective(error):
+            raise _gone(error) from error
+        raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def rank() -> int:
+    """The rank that torchrun or SLURM gave this process, before and after it is joined."""
+    variables = slurm(os.environ) | dict(os.environ)
+    return int(variables.get("RANK", "0"))
+
+
+def _of_collective(error: RuntimeError) -> bool:
+    """gloo tells of a lost connection as a plain RuntimeError."""
+    return bool(re.search(r"gloo|Connection (closed|reset)|Timed out waiting", str(error)))
+
+
+def _gone(error: Exception) -> PeerError:
+    return PeerError(
+        f"another process has gone or does not answer: {str(error).splitlines()[0]}",
+        hint="its own message says why; what was saved last stands: go on with --resume auto",
+    )
+
+
+def slurm(variables: Mapping[str, str]) -> dict[str, str]:
+    """What torchrun would have set, from the variables of `srun`; nothing outside a job step of several tasks."""
+    if "RANK" in variables or int(variables.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
+        return {}
+    job = int(variables.get("SLURM_JOB_ID", "0"))
+    return {
+        "RANK": variables["SLURM_PROCID"],
+        "LOCAL_RANK": variables["SLURM_LOCALID"],
+        "WORLD_SIZE": variables["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_WORLD_SIZE": variables.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0].split(",")[0],
+        "MASTER_ADDR": first_host(variables["SLURM_STEP_NODELIST"]),
+        "MASTER_PORT": str(15000 + job % 20000),  # the same for all tasks of a job, another for another
+    }
+
+
+def first_host(nodes: str) -> str:
+    """The first of SLURM's node list.
+
+    >>> first_host("gpu[07-09,12],cpu1"), first_host("a,b"), first_host("n[1,3]-ib")
+    ('gpu07', 'a', 'n1-ib')
+    """
+    found = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\]([^,]*))?", nodes)
+    if found is None:
+        raise UsageError(f"SLURM's list of nodes is not understood: {nodes!r}", hint="set MASTER_ADDR")
+    return "".join(part for part in found.groups() if part)

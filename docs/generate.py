@@ -7,6 +7,9 @@ python docs/generate.py --check    exit 1 when one is out of date
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,11 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from detrcli.cli.app import app
-from detrcli.plugins import Model, models
+from detrcli.plugins import Model, models, resolve
+from detrcli.profile.plot import draw, points
+from detrcli.profile.published import against_published
+from detrcli.profile.run import Profile, profile
+from detrcli.profile.sizes import parse_size
 
 HERE = Path(__file__).parent
 NOTE = "<!-- written by `make docs`; changes are lost -->\n\n"
@@ -36,8 +43,11 @@ def zoo() -> str:
     lines = [
         "# Models",
         "",
-        "AP and GFLOPs are *published*: the papers' or their repositories', on COCO val2017, with their source. Parameters are",
-        "*counted* by building the model. Nothing here was measured on COCO by this project.",
+        "*Published* are the papers' or their repositories' numbers, on COCO val2017, with their source. *Counted* are parameters and",
+        "multiply-adds of the model as it is built here, the latter at the picture sizes of the paper (`detr profile --compare-published`),",
+        "with the difference in per cent. Nothing here was measured on COCO by this project.",
+        "",
+        "![published AP over counted GFLOPs](images/tradeoff.svg)",
         "",
     ]
     papers: dict[str, list[Model]] = {}
@@ -49,9 +59,19 @@ def zoo() -> str:
 
 
 def _table(rows: list[Model]) -> list[str]:
-    head = ["model", "parameters", "published AP", "published GFLOPs", "source", "weights"]
-    body = [[_link(m), f"{m.variant.params:,}", *_published(m), _weights(m)] for m in rows]
-    return [_row(head), _row(["---", "---:", "---:", "---:", "---", "---"]), *map(_row, body)]
+    head = [
+        "model",
+        "AP",
+        "GFLOPs: published",
+        "counted",
+        "parameters: published",
+        "counted",
+        "source",
+        "weights",
+    ]
+    body = [[_link(m), *_numbers(m), _weights(m)] for m in rows]
+    table = [_row(head), _row(["---", *["---:"] * 5, "---", "---"]), *map(_row, body)]
+    return [*table, *(["", *notes] if (notes := list(_reasons(rows))) else [])]
 
 
 def _row(cells: list[str]) -> str:
@@ -63,18 +83,56 @@ def _link(model: Model) -> str:
     return f"[`{model.name}`](models/{page.name})" if page.exists() else f"`{model.name}`"
 
 
-def _published(model: Model) -> list[str]:
-    p = model.variant.published
-    if p is None:
-        return ["", "", ""]
-    return [f"{p.ap:g}" if p.ap else "", f"{p.gflops:g}" if p.gflops else "", p.source]
+def _numbers(model: Model) -> list[str]:
+    """AP, both kinds of GFLOPs, both kinds of parameters, and where the published ones stand."""
+    published, found = model.variant.published, profiled(model.name)
+    if published is None:
+        return ["", "", f"{found.macs / 1e9:.1f}", "", f"{found.params:,}", ""]
+    percent = {d.what: f" ({d.percent:+.1f} %)" for d in against_published(found)}
+    return [
+        f"{published.ap:g}" if published.ap else "",
+        f"{published.gflops:g}" if published.gflops else "",
+        f"{found.macs / 1e9:.1f}{percent.get('GFLOPs', '')}",
+        f"{published.params_m:g} M" if published.params_m else "",
+        f"{found.params:,}{percent.get('parameters (M)', '')}",
+        published.source,
+    ]
+
+
+def _reasons(rows: list[Model]) -> Iterator[str]:
+    """Why numbers are more than 2 % apart. A missing reason stops the page, and so does one that nothing needs."""
+    for model in rows:
+        far = [d for d in against_published(profiled(model.name)) if not d.close]
+        why = model.variant.published.difference if model.variant.published else ""
+        if bool(far) != bool(why):
+            raise SystemExit(
+                f"{model.name}: differs in {[d.what for d in far]}, the declaration says {why!r}"
+            )
+        if why:
+            yield f"- `{model.name}`: {why}."
+
+
+@cache
+def profiled(name: str) -> Profile:
+    model = resolve(name)
+    return profile(
+        model, size=parse_size(model.variant.published.gflops_at if model.variant.published else "coco100")
+    )
 
 
 def _weights(model: Model) -> str:
     return ", ".join(f"{w.repo} ({w.license})" for w in model.variant.weights)
 
 
-PAGES = {"cli.md": commands, "zoo.md": zoo}
+def tradeoff() -> str:
+    """The picture of the README: AP as published over GFLOPs as counted."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "tradeoff.svg")
+        draw(points([profiled(m.name) for m in models()]), path)
+        return path.read_text()
+
+
+PAGES = {"cli.md": commands, "zoo.md": zoo, "images/tradeoff.svg": tradeoff}
 
 
 def unlinked() -> dict[Path, Path]:

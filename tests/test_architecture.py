@@ -11,9 +11,9 @@ ROOT = Path(__file__).parent.parent
 
 # floor by floor, from the ground; a module may import its own floor's packages listed with it, and lower ones
 FLOORS = [
-    {"version", "errors", "types", "boxes", "distributed", "launch", "ops", "files", "runs"},
-    {"config", "plugins", "postprocess", "nn"},
-    {"data", "weights", "models", "zoo"},
+    {"version", "errors", "types", "boxes", "distributed", "launch", "ops", "files", "runs", "toml"},
+    {"config", "plugins", "postprocess", "nn", "report"},
+    {"data", "weights", "models", "zoo", "environment"},
     {"evaluate", "predict", "profile", "export"},
     {"train", "testing"},
     {"api"},
@@ -44,7 +44,7 @@ LIGHT = [
     "detrcli/errors.py",
     "detrcli/config.py",
     "detrcli/types.py",
-    "detrcli/runs.py",
+    "detrcli/runs",
 ]
 LIGHT += ["detrcli/version.py", "detrcli/models.py", "detrcli/__init__.py", "detrcli/weights/keymap.py"]
 

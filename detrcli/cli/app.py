@@ -24,6 +24,7 @@ VERBS = {  # in the order of a project's life; then the catalogues
         "Write a model as a file for other programs, and prove that it answers the same.",
     ),
     "profile": ("detrcli.cli.profile:profile", "Count parameters and GFLOPs; measure time."),
+    "runs": ("detrcli.cli.runs:app", "List, show, compare and delete trainings."),
     "zoo": ("detrcli.cli.zoo:app", "Models, papers and weights."),
     "data": ("detrcli.cli.data:app", "Check, show, convert, split and make data sets."),
     "env": ("detrcli.cli.env:env", "Show versions, devices, kernels, caches and plugins."),

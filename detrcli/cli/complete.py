@@ -21,3 +21,10 @@ def data_names(incomplete: str) -> list[str]:
         return [name for name in names() if name.startswith(incomplete)]
     except DetrError:  # a broken datasets.toml; the command itself will say so
         return []
+
+
+def run_names(incomplete: str) -> list[str]:
+    """Runs in the folder of runs."""
+    from detrcli.runs import names
+
+    return [name for name in names() if name.startswith(incomplete) and name.isprintable()]

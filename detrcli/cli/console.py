@@ -113,12 +113,13 @@ def table(
         return
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        drawn.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+        drawn.add_column(Text(column), justify="right" if column in right else "left", no_wrap=True)
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(Text, row))  # as it is: what stands in brackets is no markup
     stdout().print(drawn)
 
 
@@ -144,6 +145,18 @@ def markdown(text: str) -> None:
     from rich.markdown import Markdown
 
     stdout().print(Markdown(text))
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would choose.
+
+    >>> duration(42.4), duration(600), duration(5400), duration(400_000)
+    ('42 s', '10 min', '1.5 h', '4.6 days')
+    """
+    for unit, size, digits in (("days", 172_800, 1), ("h", 3600, 1), ("min", 120, 0)):
+        if seconds >= size:
+            return f"{seconds / {'days': 86_400, 'h': 3600, 'min': 60}[unit]:.{digits}f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 class Ticker:
@@ -182,10 +195,16 @@ class _PlainLines:
         note(f"{self.what} {self.done}{of} {self.text} {now - self.started:.0f}s".replace("  ", " "))
 
 
+def can_draw() -> bool:
+    """Whether what moves may be shown: on a terminal that somebody looks at."""
+    hushed = settings.quiet or settings.json
+    return not hushed and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
 @contextmanager
 def progress(what: str, total: int | None = None, done: int = 0) -> Iterator[Ticker]:
     """A progress bar on a terminal, a plain line every ten seconds elsewhere, silence with --quiet."""
-    if settings.quiet or settings.json or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if not can_draw():
         yield Ticker(_PlainLines(what, total, done), None)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

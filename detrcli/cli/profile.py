@@ -1,19 +1,21 @@
-"""`detr profile`: parameters, multiply-adds and time, by part, beside what the papers say."""
+"""`detr profile`: parameters, multiply-adds, time and memory, by part, beside what the papers say."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from detrcli.cli import console
+from detrcli.cli import console, profile_tables
 from detrcli.cli.complete import model_names
 
 if TYPE_CHECKING:
+    from detrcli.cli.profile_tables import Row
     from detrcli.plugins import Model
-    from detrcli.profile.run import Latency, Profile, Size
-
-Form = Literal["table", "json", "csv", "markdown"]
+    from detrcli.profile.formulas import Extra
+    from detrcli.profile.sizes import Size
 
 
 def profile(
@@ -28,163 +30,202 @@ def profile(
     ] = None,
     gflops: Annotated[bool, typer.Option("--gflops", help="Multiply-adds, in billions.")] = False,
     params: Annotated[bool, typer.Option("--params", help="Parameters.")] = False,
-    latency: Annotated[bool, typer.Option("--latency", help="Time a forward pass on this machine.")] = False,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Time forward passes here; several models take turns.")
+    ] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Activations of prediction and of training, without running.")
+    ] = False,
     by_part: Annotated[
         bool, typer.Option("--by-part", help="Backbone, projection, encoder and decoder by layer, heads.")
     ] = False,
-    compare: Annotated[
-        bool, typer.Option("--compare-published", help="Beside the paper's numbers, with the difference.")
+    roofline: Annotated[
+        bool, typer.Option("--roofline", help="What bounds each part on this machine; implies --latency.")
     ] = False,
+    compare_published: Annotated[
+        bool, typer.Option("--compare-published", help="Beside the paper's numbers, counted at its sizes.")
+    ] = False,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B", help="Two models in turns: time and the ratio of the second to the first."
+        ),
+    ] = None,
+    what_if: Annotated[
+        bool, typer.Option("--what-if", help="By part, as published beside what --set makes of it.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="PATH=VALUE of the model's configuration.")
+    ] = None,
     size: Annotated[
-        str, typer.Option(help="HEIGHTxWIDTH, or coco100: the mean over 100 COCO pictures, as the papers do.")
-    ] = "coco100",
+        str | None,
+        typer.Option(
+            help="HEIGHTxWIDTH, or coco100: the mean over 100 COCO pictures, as the papers do [default: coco100]."
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 1,
     flops_per_mac: Annotated[int, typer.Option(min=1, max=2, help="1 as the papers count, or 2.")] = 1,
-    device: Annotated[
-        str | None, typer.Option(help="For --latency: cpu, cuda, … [default: the fastest].")
+    also: Annotated[
+        list[str] | None, typer.Option(help="norms, softmax: count these too, as some counters do.")
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="PATH=VALUE of the model's configuration: what if?")
+    device: Annotated[
+        str | None, typer.Option(help="To time on: cpu, cuda, … [default: the fastest].")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw published AP over counted GFLOPs into a .svg or .png file; - draws here, in letters."
+        ),
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated on stdout.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table on stdout.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Count what models cost; nothing is downloaded, and nothing but --latency is executed."""
+    """Count what models cost; nothing is downloaded, and nothing is run unless time is asked for."""
     console.settings.json = as_json
-    from detrcli.config import assign, parse_assignments
+    latency = latency or roofline or compare is not None
+    chosen = _choose([*(model or []), *(compare or ())])
+    changed = _changed(chosen, set_ or [], what_if)
+    shown = profile_tables.Shown(
+        gflops=gflops or not (params or latency or memory),
+        params=params or not (gflops or latency or memory),
+        latency=latency,
+        memory=memory,
+        published=compare_published,
+        factor=flops_per_mac,
+    )
+    sizes = _sizes(changed, size, compare_published)
+    rows = _measure(changed, sizes, batch, _extra(also or []), shown, device)
+    about = _about(sizes, shown, batch, also or [])
+    if what_if:
+        before = _measure(chosen, sizes, batch, _extra(also or []), replace(shown, latency=False), None)
+        tables = [profile_tables.what_if(a, b, shown) for a, b in zip(before, rows, strict=True)]
+    elif roofline:
+        tables = [profile_tables.roofline(rows)]
+    elif by_part:
+        tables = [profile_tables.by_part(row, shown) for row in rows]
+    else:
+        tables = [profile_tables.whole(rows, shown)]
+    if plot:
+        _plot(rows, plot, as_json)
+    if as_json:
+        console.emit_json({**about, "models": [profile_tables.document(row, shown) for row in rows]})
+        return
+    form: Literal["table", "csv", "markdown"] = "csv" if as_csv else "markdown" if as_markdown else "table"
+    for table in tables:
+        profile_tables.show(table, form)
+    _tell(rows, about, by_part)
+
+
+def _choose(names: list[str]) -> list[Model]:
     from detrcli.plugins import models, resolve
 
-    chosen = [resolve(name) for name in model] if model else models()
-    changes = parse_assignments(set_ or [])
-    chosen = [m.configured(assign(m.config, changes)) for m in chosen]
-    from detrcli.profile.run import parse_size
+    return [resolve(name) for name in names] or models()
 
-    parsed = parse_size(size)
-    everything = not (gflops or params or latency)
-    rows = _measure(chosen, parsed, batch, latency, device)
-    shown = Shown(gflops or everything, params or everything, latency, compare, flops_per_mac)
-    if as_json:
-        console.emit_json(
-            {
-                "convention": _convention(flops_per_mac),
-                "size": size,
-                "models": [_document(p, t, shown) for p, t in rows],
-            }
+
+def _changed(chosen: list[Model], settings: list[str], what_if: bool) -> list[Model]:
+    from detrcli.config import assign, parse_assignments
+    from detrcli.errors import UsageError
+
+    if what_if and not settings:
+        raise UsageError(
+            "--what-if asks what?", hint="add --set PATH=VALUE, for example --set num_queries=100"
         )
-        return
-    _tell(rows, shown, by_part, "csv" if as_csv else "markdown" if as_markdown else "table")
-    console.note(f"{_convention(flops_per_mac)}; pictures: {size}, batch {batch}")
-    for found, _ in rows:
-        for name, calls in found.unknown.items():
-            console.note(f"{found.model.name}: not counted: {calls} calls of {name}")
+    changes = parse_assignments(settings)
+    return [m.configured(assign(m.config, changes)) for m in chosen]
 
 
-class Shown:
-    """Which columns were asked for."""
+def _extra(also: list[str]) -> frozenset[Extra]:
+    from detrcli.errors import unknown
+    from detrcli.profile.formulas import EXTRA
 
-    def __init__(self, gflops: bool, params: bool, latency: bool, compare: bool, flops_per_mac: int) -> None:
-        self.gflops, self.params, self.latency, self.compare = gflops, params, latency, compare
-        self.factor = flops_per_mac
+    for name in also:
+        if name not in EXTRA:
+            raise unknown("kind of operators", name, list(EXTRA))
+    return frozenset(name for name in EXTRA if name in also)
+
+
+def _sizes(chosen: list[Model], size: str | None, as_published: bool) -> list[str | Size]:
+    """The size that was asked for, else each paper's own where it is compared with, else the usual one."""
+    from detrcli.profile.sizes import COCO100, parse_size
+
+    if size is not None:
+        return [parse_size(size)] * len(chosen)
+    theirs = [
+        m.variant.published.gflops_at if m.variant.published and as_published else COCO100 for m in chosen
+    ]
+    return [parse_size(text) for text in theirs]
 
 
 def _measure(
-    chosen: list[Model], size: str | Size, batch: int, with_time: bool, device: str | None
-) -> list[tuple[Profile, Latency | None]]:
-    from detrcli.nn.inference import choose_device
-    from detrcli.profile.run import latency, profile
+    chosen: list[Model],
+    sizes: list[str | Size],
+    batch: int,
+    extra: frozenset[Extra],
+    shown: profile_tables.Shown,
+    device: str | None,
+) -> list[Row]:
+    from detrcli.profile import run
+    from detrcli.profile.timing import latencies
 
-    rows: list[tuple[Profile, Latency | None]] = []
-    place = str(choose_device(device)) if with_time else ""
+    rows: list[Row] = []
     with console.progress("models", len(chosen)) as ticker:
-        for model in chosen:
+        for model, size in zip(chosen, sizes, strict=True):
             ticker.tell(model.name)
-            timed = None
-            if with_time:
-                timed = latency(
-                    model, size=(800, 1066) if isinstance(size, str) else size, batch=batch, device=place
-                )
-            rows.append((profile(model, size=size, batch=batch), timed))
+            size = run.TYPICAL if shown.latency and isinstance(size, str) else size
+            found = run.profile(model, size=size, batch=batch, extra=extra)
+            memory = run.memory(model, size=size, batch=batch) if shown.memory else None
+            rows.append(profile_tables.Row(found, memory))
             ticker.advance()
-    return rows
+    if not shown.latency:
+        return rows
+    from detrcli.nn.inference import choose_device
+
+    one = run.TYPICAL if isinstance(sizes[0], str) else sizes[0]
+    timed = latencies(chosen, size=one, batch=batch, device=str(choose_device(device)))
+    return [replace(row, latency=latency) for row, latency in zip(rows, timed, strict=True)]
 
 
-def _convention(factor: int) -> str:
-    return f"one multiply-add counts {'once' if factor == 1 else 'twice'}: convolutions, linear layers, attention products, sampling"
+def _about(
+    sizes: list[str | Size], shown: profile_tables.Shown, batch: int, also: list[str]
+) -> dict[str, object]:
+    from detrcli.profile.run import TYPICAL
+    from detrcli.profile.sizes import written
 
-
-def _cells(found: Profile, timed: Latency | None, shown: Shown) -> dict[str, str]:
-    from detrcli.profile.run import against_published
-
-    cells = {"model": found.model.name}
-    if shown.params:
-        cells["params (M)"] = f"{found.params / 1e6:.1f}"
-    if shown.gflops:
-        cells["GFLOPs"] = f"{found.macs * shown.factor / 1e9:.1f}"
-    if timed is not None:
-        cells |= {"ms": f"{timed.median * 1e3:.0f}", "ms p90": f"{timed.p90 * 1e3:.0f}", "on": timed.device}
-    if shown.compare:
-        differences = {d.what: d for d in against_published(found)}
-        for what, name in (("parameters (M)", "published params"), ("GFLOPs", "published GFLOPs")):
-            d = differences.get(what)
-            cells[name] = "" if d is None else f"{d.published:g} ({d.percent:+.1f} %)"
-    return cells
-
-
-def _document(found: Profile, timed: Latency | None, shown: Shown) -> dict[str, Any]:
-    from detrcli.profile.run import against_published
-
-    document: dict[str, Any] = {
-        "name": found.model.name,
-        "params": found.params,
-        "trainable": found.trainable,
-        "params_by_part": found.params_by_part,
-        "flops": found.macs * shown.factor,
-        "flops_by_part": {part: value * shown.factor for part, value in found.by_part.items()},
-        "flops_by_operator": {name: value * shown.factor for name, value in found.by_operator.items()},
-        "not_counted": found.unknown,
-        "published": [
-            {"what": d.what, "published": d.published, "counted": d.counted, "percent": d.percent}
-            for d in against_published(found)
-        ],
+    once = "once" if shown.factor == 1 else "twice"
+    what = ", ".join(["convolutions", "linear layers", "attention products", "sampling", *also])
+    used = {written(TYPICAL if shown.latency and isinstance(size, str) else size) for size in sizes}
+    about: dict[str, object] = {
+        "convention": f"one multiply-add counts {once}: {what}",
+        "sizes": sorted(used),
+        "batch": batch,
     }
-    if timed is not None:
-        document["latency"] = {
-            "device": timed.device,
-            "median_s": timed.median,
-            "p90_s": timed.p90,
-            "runs": timed.runs,
-        }
-        document["latency"]["memory_bytes"] = timed.memory
-    return document
+    if shown.latency:
+        from detrcli.environment import collect
+
+        facts = collect()
+        about["environment"] = {name: facts[name] for name in ("packages", "devices", "kernels", "speed")}
+    return about
 
 
-def _tell(rows: list[tuple[Profile, Latency | None]], shown: Shown, by_part: bool, form: Form) -> None:
-    tables = [_cells(found, timed, shown) for found, timed in rows]
-    if by_part:
-        tables = [cells for found, _ in rows for cells in _part_rows(found, shown)]
-    columns = list(tables[0]) if tables else []
-    body = [[cells[column] for column in columns] for cells in tables]
-    if form == "csv":
-        for row in [columns, *body]:
-            console.say(",".join(f'"{cell}"' if "," in cell else cell for cell in row))
-    elif form == "markdown":
-        for row in [columns, ["---"] + ["---:"] * (len(columns) - 1), *body]:
-            console.say(f"| {' | '.join(row)} |")
-    else:
-        console.table(columns, body, right=columns[1:])
+def _plot(rows: list[Row], path: Path, as_json: bool) -> None:
+    from detrcli.errors import UsageError
+    from detrcli.profile.plot import as_text, draw, points
+
+    marks = points([row.profile for row in rows])
+    if str(path) == "-":
+        if as_json:
+            raise UsageError("--json has stdout for itself", hint="--plot FILE.svg")
+        console.say(as_text(marks))
+        return
+    draw(marks, path)
+    console.note(f"drawn: {path}")
 
 
-def _part_rows(found: Profile, shown: Shown) -> list[dict[str, str]]:
-    rows = []
-    for part, value in found.by_part.items():
-        count = found.params_by_part.get(part)
-        rows.append(
-            {
-                "part": f"{found.model.name} {part}" if "." not in part else f"  {part}",
-                "params (M)": f"{count / 1e6:.2f}" if count else "",
-                "GFLOPs": f"{value * shown.factor / 1e9:.2f}",
-                "share": f"{100 * value / found.macs:.1f} %",
-            }
-        )
-    return rows
+def _tell(rows: list[Row], about: dict[str, object], by_part: bool) -> None:
+    sizes = about["sizes"]
+    assert isinstance(sizes, list)
+    console.note(f"{about['convention']}; pictures: {', '.join(sizes)}, batch {about['batch']}")
+    for row in rows:
+        for line in profile_tables.remarks(row, by_part):
+            console.note(f"{row.profile.model.name}: {line}")

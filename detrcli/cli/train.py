@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from detrcli.cli import console
-from detrcli.cli.complete import data_names, model_names
+from detrcli.cli.complete import data_names, model_names, run_names
+from detrcli.cli.live import Screen
 
 if TYPE_CHECKING:
-    from detrcli.evaluate.run import EvalResult
-    from detrcli.train.loop import Step
-    from detrcli.train.plan import Plan
-    from detrcli.train.run import Job, RunResult
+    from detrcli.train.job import Job
+    from detrcli.train.plan import Request
+    from detrcli.train.run import RunResult
 
 
 def train(
+    context: typer.Context,
     data: Annotated[
         str | None,
         typer.Argument(
@@ -43,22 +43,76 @@ def train(
         int | None,
         typer.Option(min=1, help="Pictures at once on a device; the rest of the batch is accumulated."),
     ] = None,
+    auto_batch: Annotated[
+        bool, typer.Option("--auto-batch", help="Find the largest --device-batch that fits.")
+    ] = False,
     lr: Annotated[
         float | None, typer.Option(min=0.0, help="Base learning rate [default: the recipe's].")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="Start from a file, a run or OWNER/REPO; classes may differ.")
+        str | None,
+        typer.Option(
+            help="Start from a file, a run or OWNER/REPO; classes may differ.", autocompletion=run_names
+        ),
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run, exactly.")] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(help="backbone, encoder, … or a pattern of parameter names; may be repeated."),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            help="Go on with a run, exactly; auto: the newest unfinished one, if any.",
+            autocompletion=run_names,
+        ),
+    ] = None,
+    allow_change: Annotated[
+        list[str] | None, typer.Option(help="A setting that may differ from the resumed run's, as lr.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps [default: the fastest].")] = None,
-    amp: Annotated[str | None, typer.Option(help="bf16 or off [default: bf16 on CUDA].")] = None,
+    devices: Annotated[int, typer.Option(min=1, help="Processes, one a GPU, that share each batch.")] = 1,
+    amp: Annotated[str | None, typer.Option(help="bf16, fp16 or off [default: bf16 on CUDA].")] = None,
+    ema: Annotated[
+        float | None, typer.Option(help="Average the weights with this decay (0.9998 is usual).")
+    ] = None,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Less memory: compute activations twice.")
+    ] = False,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the backbone; pays off after minutes.")
+    ] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits on a GPU, too; refuses what cannot.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures, for each device.")] = 0,
+    group_by_aspect: Annotated[
+        bool, typer.Option("--group-by-aspect", help="Keep wide and tall pictures apart: less padding.")
+    ] = False,
+    bad_data: Annotated[str, typer.Option(help="stop at, or skip, what cannot be learned from.")] = "stop",
     eval_every: Annotated[int, typer.Option(min=1, help="Epochs between evaluations.")] = 1,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many evaluations without a better AP.")
+    ] = None,
+    save_every: Annotated[
+        float, typer.Option(min=0.0, help="Minutes between states, beside every epoch's end.")
+    ] = 10.0,
     data_root: Annotated[Path | None, typer.Option(help="Where named data sets are.")] = None,
+    log: Annotated[
+        str | None, typer.Option(help="tensorboard, wandb, mlflow: any of them, separated by commas.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings from a TOML file, such as a run's config.toml; flags win.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run folder [default: runs/train/MODEL-DATA-N].")
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show the plan, try a few steps, tell time and memory; write nothing."
+        ),
+    ] = False,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="model.PATH=VALUE or recipe.PATH=VALUE.")
     ] = None,
@@ -68,58 +122,115 @@ def train(
 ) -> None:
     """Train a model."""
     console.settings.json = as_json
-    if resume is not None:
-        _refuse_with_resume(data, model)
-        from detrcli.train.run import resume as go_on
-
-        _finish(go_on(resume, watch=_Screen()), as_json)
+    request = _request(config, _given(context), resume)
+    if auto_batch:
+        request = _with_batch(request, devices)
+    if dry_run:
+        _show(request, devices, as_json)
         return
+    from detrcli import launch
+    from detrcli.train.run import train as run
+
+    if launch.rank() > 0:  # torchrun started several: the first one talks
+        console.settings.quiet, console.settings.json = True, False
+    result = run(
+        request,
+        out=out,
+        resume=resume,
+        allow_change=allow_change or (),
+        devices=devices,
+        watch=Screen(describe),
+    )
+    if launch.rank() == 0:
+        _report(result, as_json)
+    if result.stopped_by:
+        sys.exit(128 + result.stopped_by)
+
+
+_OURS = {"config", "resume", "allow_change", "out", "devices", "auto_batch", "dry_run", "as_json"}
+_SPELLED = {"compile_": "compile", "set_": "changes"}
+
+
+def _given(context: typer.Context) -> dict[str, Any]:
+    """What was typed, by the names of a request's fields: not the defaults, which would hide a file's settings."""
     from detrcli.config import parse_assignments
+
+    typed: dict[str, Any] = {
+        _SPELLED.get(name, name): str(value) if isinstance(value, Path) else value
+        for name, value in context.params.items()
+        if name not in _OURS
+        and (source := context.get_parameter_source(name)) is not None
+        and source.name != "DEFAULT"
+    }
+    if "log" in typed:
+        typed["log"] = [name for name in typed["log"].split(",") if name]
+    if "changes" in typed:
+        typed["changes"] = parse_assignments(typed["changes"])
+    return typed
+
+
+def _request(config: Path | None, given: dict[str, Any], resume: str | None) -> Request:
+    """The flags, over the file if there is one; a wrong model is told before torch is loaded."""
+    from detrcli.config import from_plain
     from detrcli.errors import UsageError
     from detrcli.plugins import resolve
 
-    if data is None or model is None:
+    if "model" in given:
+        resolve(given["model"])
+    from detrcli.train import settings
+    from detrcli.train.plan import Request
+
+    file = None if config is None else settings.read(config)
+    request = from_plain(Request, given) if file is None else settings.over(file, given)
+    if resume is None and not (request.data and request.model):
         raise UsageError(
             "train needs data and a model", hint="for example: detr train shapes --model detr/tiny"
         )
-    if amp not in (None, "off", "bf16"):
-        raise UsageError(f"unknown --amp {amp!r}", hint="known: bf16, off")
-    resolve(model)  # a wrong name is told before torch is loaded
-    changes = parse_assignments(set_ or [])
-    from detrcli.train.plan import Request
-    from detrcli.train.run import train as run
-
-    request = Request(
-        data=data,
-        model=model,
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        device_batch=device_batch,
-        lr=lr,
-        weights=weights,
-        device=device,
-        amp="bf16" if amp == "bf16" else "off" if amp else None,
-        seed=seed,
-        workers=workers,
-        eval_every=eval_every,
-        data_root=str(data_root) if data_root else None,
-        changes=changes,
-    )
-    _finish(run(request, out=out, watch=_Screen()), as_json)
+    return request
 
 
-def _refuse_with_resume(data: str | None, model: str | None) -> None:
-    from detrcli.errors import UsageError
+def _with_batch(request: Request, devices: int) -> Request:
+    from dataclasses import replace
 
-    if data is not None or model is not None:
-        raise UsageError(
-            "a resumed run keeps its data, model and settings",
-            hint="give --resume RUN alone, or start anew with --weights RUN",
+    from detrcli.train.estimate import with_largest_batch
+    from detrcli.train.plan import make_plan
+
+    plan = with_largest_batch(make_plan(request), devices)
+    console.note(f"--auto-batch: {plan.device_batch} pictures at once fit on a device")
+    return replace(request, device_batch=plan.device_batch)
+
+
+def _show(request: Request, devices: int, as_json: bool) -> None:
+    """What a run would do: every setting on stdout, what it takes and needs after it."""
+    from detrcli.config import settings
+    from detrcli.train.estimate import estimate
+    from detrcli.train.plan import make_plan
+
+    tried = estimate(make_plan(request), devices)
+    facts = {
+        "pictures": f"{tried.images:,} with {tried.objects:,} objects of {tried.classes} classes; {tried.val_images:,} to validate on",
+        "parameters": f"{tried.parameters:,}, of which {tried.learned:,} learn",
+        "batch": f"{tried.plan.recipe.batch_size} = {tried.devices} devices x {tried.at_once} at once x {tried.parts} accumulated",
+        "steps": f"{tried.steps:,} in epochs of {tried.steps_per_epoch:,}",
+        "time": f"{console.duration(tried.seconds)}: {tried.step_seconds:.3g} s a step and {tried.waited_seconds:.3g} s of waiting for "
+        "data, without evaluations",
+        "memory": f"{tried.peak_bytes / 2**30:.2f} GiB at the most, in the steps tried",
+    }
+    if as_json:
+        from dataclasses import asdict
+
+        measured = {name: value for name, value in asdict(tried).items() if name not in ("plan", "notes")}
+        console.emit_json(
+            {"plan": tried.plan.to_plain(), "seconds": tried.seconds, "notes": tried.notes, **measured}
         )
+        return
+    console.table(["setting", "value"], [[name, str(value)] for name, value in settings(tried.plan).items()])
+    for note in tried.notes:
+        console.note(note)
+    console.table(["", ""], [[name, text] for name, text in facts.items()])
 
 
-def _finish(result: RunResult, as_json: bool) -> None:
+def _report(result: RunResult, as_json: bool) -> None:
     if as_json:
         best = {"best_ap": result.best, "metrics": result.metrics}
         console.emit_json(
@@ -131,46 +242,23 @@ def _finish(result: RunResult, as_json: bool) -> None:
         score = "" if result.best is None else f"best AP {result.best:.3f} · "
         console.note(f"{score}{result.folder}")
         console.note(f"next: detr predict IMAGE --weights {result.folder}")
-    if result.stopped_by:
-        sys.exit(128 + result.stopped_by)
 
 
-@dataclass(slots=True)
-class _Screen:
-    """Progress for people: a bar on a terminal, a line now and then elsewhere, a line for each evaluation."""
-
-    bar: Any = None
-    ticker: console.Ticker | None = None
-
-    def begins(self, job: Job) -> None:
-        for line in describe(job.plan, job.steps_per_epoch, job.steps):
-            console.note(line)
-        for line in job.notes:
-            console.note(line)
-        self.bar = console.progress("training", job.steps, done=job.step)
-        self.ticker = self.bar.__enter__()
-
-    def step(self, step: Step) -> None:
-        if self.ticker is not None:
-            self.ticker.tell(f"loss {step.loss:.3f}")
-            self.ticker.advance()
-
-    def evaluated(self, step: int, result: EvalResult, best: bool) -> None:
-        m = result.metrics
-        console.note(f"step {step}: AP {m['ap']:.3f}  AP50 {m['ap50']:.3f}{'  (best)' if best else ''}")
-
-    def ended(self) -> None:
-        if self.bar is not None:
-            self.bar.__exit__(None, None, None)
-
-
-def describe(plan: Plan, steps_per_epoch: int, steps: int) -> list[str]:
+def describe(job: Job) -> list[str]:
     """What a run is going to do, in three lines."""
-    recipe = plan.recipe
-    parts = f" in {plan.accumulate} parts" if plan.accumulate > 1 else ""
+    from detrcli import distributed
+
+    plan, recipe, ranks = job.plan, job.plan.recipe, distributed.world_size()
     precision = "" if plan.amp == "off" else f", {plan.amp}"
+    shared = f" on {ranks} devices" if ranks > 1 else ""
+    parts = plan.parts(ranks)
+    at_once = (
+        f", {recipe.batch_size // ranks // parts} at once and {parts} times accumulated" if parts > 1 else ""
+    )
     return [
         f"training {plan.model} on {plan.data} ({plan.device}{precision}, seed {plan.seed})",
-        f"recipe: {recipe.epochs} epochs, {steps} steps of {recipe.batch_size}{parts}, lr {recipe.lr:g}, "
+        f"recipe: {recipe.epochs} epochs, {job.steps} steps of {recipe.batch_size}{shared}{at_once}, lr {recipe.lr:g}, "
         f"{recipe.schedule} schedule ({recipe.source})",
+        *job.notes,
+        f"record: {job.record.folder}",
     ]

@@ -233,18 +233,8 @@ def _show_family(variants: list[Model]) -> None:
             console.say(link)
     console.say(f"\n{first.family.name}: {first.family.summary}")
     _draw([row(m) for m in variants])
-    page = model_page(first)
-    if page:
-        console.markdown(page)
-
-
-def model_page(model: Model) -> str | None:
-    """The page that the plugin's package carries: FAMILY.md beside its modules."""
-    from importlib.resources import files
-
-    package = model.found.entry_point.module.partition(".")[0]
-    page = files(package) / f"{model.family.name}.md"
-    return page.read_text(encoding="utf-8") if page.is_file() else None
+    if first.page:
+        console.markdown(first.page)
 
 
 def _show_variant(model: Model) -> None:

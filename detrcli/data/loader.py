@@ -7,6 +7,7 @@ number of workers, and with N ranks the global batch is cut into N parts. Resumi
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import signal
 import threading
@@ -180,6 +181,12 @@ class Batches:
                     raise self._died() from error
                 self._loader = self._start()
 
+    def steps(self, epoch: int, *, start: int = 0) -> Iterator[list[Batch]]:
+        """The steps of an epoch, each as the batches that it accumulates."""
+        batches = self.epoch(epoch, start=start)
+        while parts := list(itertools.islice(batches, self.sampler.batches_a_step)):
+            yield parts
+
     def _start(self) -> DataLoader[Made]:
         return DataLoader(
             self.samples,
@@ -230,15 +237,16 @@ def train_loader(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    parts: int = 1,
     group_by_aspect: bool = False,
     skip_bad: bool = False,
     pin_memory: bool = False,
 ) -> Batches:
-    """`batch_size` is per rank. `group_by_aspect` keeps wide and tall pictures apart, which saves padding; `skip_bad`
+    """`batch_size` is that of one of the `parts` of a step on one rank. `group_by_aspect` keeps wide and tall pictures apart, which saves padding; `skip_bad`
     takes the next picture for one that cannot be read, and remembers it in `skipped`."""
     sizes = dataset.annotations.sizes
     portrait = sizes[:, 0] > sizes[:, 1] if group_by_aspect else None
-    sampler = EpochSampler(len(dataset), batch_size, seed, rank, world_size, portrait)
+    sampler = EpochSampler(len(dataset), batch_size, seed, rank, world_size, portrait, parts)
     samples = Samples(dataset, transform, seed, skip_bad)
     return Batches(samples, sampler, workers=workers, pin_memory=pin_memory)
 

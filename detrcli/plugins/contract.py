@@ -57,6 +57,8 @@ class Published:
     ap_large: float | None = None
     params_m: float | None = None
     gflops: float | None = None
+    gflops_at: str = "coco100"  # the picture sizes it was counted at, as `detr profile --size` takes them
+    difference: str = ""  # why our count is more than 2 % away from these two
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,9 +162,10 @@ class Family(Generic[C]):
         False  # while training, forward(images, mask, targets): denoising queries are made of them
     )
     eval_batch_size: Callable[[C], int | None] = lambda config: None  # a size the model insists on (DC5: 1)
-    taps: Mapping[str, str] = field(
-        default_factory=dict
-    )  # what can be read while running: name -> module path
+    masked_after: str = (
+        ""  # the module behind whose answer, maps or tokens with their padding, nothing reads what is padded
+    )
+    reads_padding: str = ""  # or the reason why something does
 
     @property
     def default(self) -> Variant[C]:

@@ -13,6 +13,7 @@ import os
 import traceback
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from detrcli.errors import PluginError, unknown
@@ -77,6 +78,12 @@ class Model:
     def configured(self, config: Any) -> Model:
         """The same model with another configuration."""
         return replace(self, variant=replace(self.variant, config=config))
+
+    @property
+    def page(self) -> str | None:
+        """The family's page, which its package carries: FAMILY.md."""
+        path = files(self.found.entry_point.module.partition(".")[0]) / f"{self.family.name}.md"
+        return path.read_text(encoding="utf-8") if path.is_file() else None
 
     def build(self, num_classes: int | None = None) -> nn.Module:
         """An untrained network; by default with as many classes as the variant was published with."""

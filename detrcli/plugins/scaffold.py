@@ -63,6 +63,7 @@ def _layout(family: str) -> dict[str, str]:
         f"{package}/__init__.py": "init.py.txt",
         f"{package}/py.typed": "",
         f"{package}/{family}.md": "card.md.txt",
+        f"{package}/golden.json": "golden.json.txt",
         f"{package}/config.py": "config.py.txt",
         f"{package}/model.py": "model.py.txt",
         f"{package}/plugin.py": "plugin.py.txt",

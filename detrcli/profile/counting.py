@@ -1,36 +1,41 @@
-"""Counting multiply-adds by operator, on the meta device: shapes flow, nothing is computed.
+"""What one forward pass costs, counted on the meta device: shapes flow, nothing is computed, nothing allocated.
 
-Convention of the papers: one multiply-add counts once, and only what multiplies matrices or samples maps counts
-(convolutions, linear layers, attention products, bilinear sampling); norms, activations and softmax do not.
-`torch`'s own formulas give two operations a multiply-add, so they are halved; what it leaves out has a formula here.
+An operator's answer and cost depend only on the shapes it is given, so both are remembered: layers of one kind, sizes that
+share a map and models that share a backbone are worked out once.
 """
 
 from __future__ import annotations
 
-import math
+import functools
+import weakref
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
-OTHER = "other"  # what belongs to no declared part
-BILINEAR = 4  # multiply-adds for one bilinear sample: one a corner
+from detrcli.profile.formulas import Extra, formula_of
+from detrcli.profile.parts import Running
 
-Formula = Callable[[tuple[Any, ...], Mapping[str, Any], Any], float]
+SAMPLED = "projection"  # the part whose maps are the model's scales
 
 
 @dataclass(slots=True)
 class Counts:
-    """Multiply-adds by part and operator, and the calls nobody could count."""
+    """Sums over one forward pass or several; `macs` by (part, operator), `moved` the bytes that operators read and write."""
 
-    macs: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))  # (part, operator)
-    unknown: Counter[str] = field(default_factory=Counter)
+    macs: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
+    moved: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    unknown: Counter[str] = field(default_factory=Counter)  # calls that nobody can count
+    scales: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # of the maps the transformer works on, finest first
+    queries: dict[str, int] = field(default_factory=dict)  # by part, of those that sample maps
+    peak: int = 0  # bytes of activations alive at once
 
     @property
     def total(self) -> float:
@@ -50,18 +55,36 @@ def _summed(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
     return dict(found)
 
 
-def count(model: nn.Module, parts: Mapping[Any, Sequence[str]], batch: int, size: tuple[int, int]) -> Counts:
-    """The multiply-adds of one forward pass over `batch` pictures of (height, width); the model is on the meta device."""
-    images = torch.empty(batch, 3, *size, device="meta")
-    mask = torch.zeros(batch, *size, dtype=torch.bool, device="meta")
+def count(
+    model: nn.Module,
+    parts: Mapping[Any, Sequence[str]],
+    batch: int,
+    size: tuple[int, int],
+    extra: frozenset[Extra] = frozenset(),
+) -> Counts:
+    """One forward pass over `batch` pictures of (height, width); the model is on the meta device."""
     counts = Counts()
-    with _whole_attention(), _Where(model, parts) as where, torch.no_grad(), _Counter(counts, where):
-        model(images, mask)
+    with ExitStack() as stack:
+        stack.enter_context(whole_attention())
+        running = stack.enter_context(
+            Running(model, parts, left=lambda part, out: _note_scales(counts, part, out))
+        )
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_Counter(counts, running, extra))
+        model(*pictures(batch, size))
     return counts
 
 
+def pictures(batch: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, H, W) and their empty padding mask, without memory."""
+    return (
+        torch.empty(batch, 3, *size, device="meta"),
+        torch.zeros(batch, *size, dtype=torch.bool, device="meta"),
+    )
+
+
 @contextmanager
-def _whole_attention() -> Iterator[None]:
+def whole_attention() -> Iterator[None]:
     """Without torch's fused attention layer, which hides its products from every counter."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -71,114 +94,122 @@ def _whole_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-class _Where:
-    """The part that is running: the innermost module that a part names, also by layer ("encoder.layers.2")."""
+def _note_scales(counts: Counts, part: str, output: Any) -> None:
+    if part == SAMPLED:
+        maps = output if isinstance(output, (list, tuple)) else [output]
+        sizes = {(m.shape[-2], m.shape[-1]) for m in maps if isinstance(m, Tensor) and m.dim() == 4}
+        counts.scales = sorted({*counts.scales, *sizes}, key=lambda s: -s[0] * s[1])
 
-    def __init__(self, model: nn.Module, parts: Mapping[Any, Sequence[str]]) -> None:
-        self.stack: list[str] = [OTHER]
-        self.names = {path: name for name, paths in parts.items() for path in paths}
-        self.model = model
-        self.handles: list[Any] = []
 
-    def __enter__(self) -> _Where:
-        for path, module in self.model.named_modules():
-            label = self._label(path)
-            if label is not None and (label != self._label(path.rpartition(".")[0]) or self._in_a_list(path)):
-                self.handles.append(
-                    module.register_forward_pre_hook(lambda m, a, label=label: self.stack.append(label))
-                )
-                self.handles.append(module.register_forward_hook(lambda m, a, out: self._leave()))
-        return self
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What is remembered of an operator for given shapes."""
 
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
+    outs: tuple[tuple[Any, Any, torch.dtype], ...]  # shape, strides, dtype of each answer
+    single: bool
+    macs: float | None  # None: nobody knows
+    moved: int
 
-    def _leave(self) -> None:
-        self.stack.pop()
-
-    def _in_a_list(self, path: str) -> bool:
-        """Lists of modules are never called themselves, only what they hold."""
-        return isinstance(self.model.get_submodule(path.rpartition(".")[0]), (nn.ModuleList, nn.ModuleDict))
-
-    def _label(self, path: str) -> str | None:
-        """The part that names this module or one that holds it; its layers by number, `encoder.2`."""
-        owners = [part for part in self.names if path == part or path.startswith(f"{part}.")]
-        if not owners:
-            return None
-        owner = max(owners, key=len)
-        inside = path.removeprefix(owner).strip(".").split(".")
-        layer = inside[1] if inside[0] in ("layers", "blocks") and len(inside) > 1 else ""
-        return f"{self.names[owner]}.{layer}" if layer else self.names[owner]
+    def answer(self) -> Any:
+        made = [
+            torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+            for shape, strides, dtype in self.outs
+        ]
+        return made[0] if self.single else tuple(made)
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, counts: Counts, where: _Where) -> None:
+    known: dict[Any, _Call] = {}  # noqa: RUF012  shared by all passes of the process: that is its use
+
+    def __init__(self, counts: Counts, running: Running, extra: frozenset[Extra]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.counts, self.where = counts, where
-        self.whole: set[Any] = set()  # operators that do not come apart
+        self.counts, self.running, self.extra = counts, running, extra
+        self.alive = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        packet = func._overloadpacket
-        if (
-            func.namespace == "aten"
-            and func not in self.whole
-            and packet not in flop_registry
-            and packet not in FORMULAS
-        ):
+        if _comes_apart(func, self.extra):
             with self:
-                decomposed = func.decompose(*args, **kwargs)
-            if decomposed is not NotImplemented:
-                return decomposed
-            self.whole.add(func)  # asking again takes as long as the call
-        out = _sampled(*args[:2]) if packet is torch.ops.aten.grid_sampler_2d else func(*args, **kwargs)
-        name = str(packet)
-        if packet in FORMULAS:
-            self.counts.macs[self.where.stack[-1], name] += FORMULAS[packet](args, kwargs, out)
-        elif packet in flop_registry:
-            self.counts.macs[self.where.stack[-1], name] += (
-                flop_registry[packet](*args, **kwargs, out_val=out) / 2
-            )
-        elif func.namespace not in ("aten", "prim", "prims"):
+                return func.decompose(*args, **kwargs)
+        if not _makes_anew(func):
+            return func(*args, **kwargs)
+        key = (func, _signature(args), _signature(tuple(kwargs.items())), self.extra)
+        call = self.known.get(key)
+        if call is None:
+            call = self.known[key] = _call(func, args, kwargs, self.extra)
+        return self._book(func, args, call)
+
+    def _book(self, func: Any, args: Any, call: _Call) -> Any:
+        part, name = self.running.part, str(func._overloadpacket)
+        if call.macs is None:
             self.counts.unknown[name] += 1
-        return out
+        elif call.macs:
+            self.counts.macs[part, name] += call.macs
+        self.counts.moved[part] += call.moved
+        if func._overloadpacket is torch.ops.aten.grid_sampler_2d:
+            self.counts.queries[part] = max(self.counts.queries.get(part, 0), args[1].shape[1])
+        answer = call.answer()
+        for tensor in answer if isinstance(answer, tuple) else (answer,):
+            self._track(tensor)
+        return answer
+
+    def _track(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        self.alive += storage.nbytes()
+        self.counts.peak = max(self.counts.peak, self.alive)
+        weakref.finalize(storage, self._freed, storage.nbytes())
+
+    def _freed(self, size: int) -> None:
+        self.alive -= size
 
 
-def _sampled(image: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+@functools.cache
+def _makes_anew(func: Any) -> bool:
+    """Whether the answer is new memory: no view, nothing written in place, nothing but tensors."""
+    returns = func._schema.returns
+    return not func._schema.is_mutable and all(
+        r.alias_info is None and str(r.type) == "Tensor" for r in returns
+    )
+
+
+@functools.cache
+def _comes_apart(func: Any, extra: frozenset[Extra]) -> bool:
+    """Whether torch writes the operator in terms of others, which are then what counts."""
+    if formula_of(func._overloadpacket, extra) is not None:
+        return False
+    return bool(func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
+
+
+def _call(func: Any, args: Any, kwargs: Any, extra: frozenset[Extra]) -> _Call:
+    packet = func._overloadpacket
+    out = _sampled(*args[:2]) if packet is torch.ops.aten.grid_sampler_2d else func(*args, **kwargs)
+    outs = out if isinstance(out, tuple) else (out,)
+    formula = formula_of(packet, extra)
+    foreign = func.namespace not in ("aten", "prim", "prims")
+    return _Call(
+        outs=tuple((o.shape, o.stride(), o.dtype) for o in outs),
+        single=not isinstance(out, tuple),
+        macs=formula(args, kwargs, out) if formula else None if foreign else 0.0,
+        moved=sum(t.numel() * t.element_size() for t in (*_tensors(args), *outs)),
+    )
+
+
+def _sampled(image: Tensor, grid: Tensor) -> Tensor:
     """The empty answer of grid_sample; torch finds its shape by tracing the whole interpolation, which takes most of the time."""
     return image.new_empty((*image.shape[:2], *grid.shape[1:3]))
 
 
-def _grid_sample(args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> float:
-    return float(BILINEAR * out.numel())
+def _tensors(args: Iterable[Any]) -> Iterator[Tensor]:
+    for arg in args:
+        if isinstance(arg, Tensor):
+            yield arg
+        elif isinstance(arg, (list, tuple)):
+            yield from _tensors(arg)
 
 
-def _roi_align(args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> float:
-    """Each cell of the answer averages a grid of samples; without a fixed grid torchvision chooses one a box, taken as 2 x 2."""
-    ratio = args[5] if len(args) > 5 and args[5] > 0 else 2
-    return float(BILINEAR * ratio * ratio * out.numel())
-
-
-def _deform_conv(args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> float:
-    """The convolution of the samples, the samples, and their modulation."""
-    weight = args[1]
-    out_channels, in_channels, *kernel = weight.shape
-    places = out.numel() / out_channels
-    taps = places * math.prod(kernel)
-    groups = args[11] if len(args) > 11 else 1
-    samples = taps * in_channels * groups
-    return float(taps * in_channels * out_channels + samples * (BILINEAR + 1))
-
-
-FORMULAS: dict[Any, Formula] = {torch.ops.aten.grid_sampler_2d: _grid_sample}
-
-
-def _add_torchvision() -> None:
-    import torchvision  # noqa: F401  registers its operators
-
-    FORMULAS[torch.ops.torchvision.roi_align] = _roi_align
-    FORMULAS[torch.ops.torchvision.deform_conv2d] = _deform_conv
-
-
-_add_torchvision()
+def _signature(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return (value.shape, value.stride(), value.dtype)
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_signature, value))
+    return value

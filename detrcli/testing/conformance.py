@@ -8,15 +8,21 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from detrcli import ops
 from detrcli.boxes import cxcywh_to_xyxy
 from detrcli.config import from_plain, to_plain
+from detrcli.nn.backbone import resize_mask
 from detrcli.plugins import Model, models
 from detrcli.plugins.registry import fold
+from detrcli.testing.golden import answers, keys, stored, waved
 from detrcli.types import Output, Target
+from detrcli.weights.fingerprint import differs
 from detrcli.weights.keymap import apply, revert
 
 Check = Callable[[Model], None]
@@ -160,6 +166,82 @@ def no_mask_means_no_padding(model: Model) -> None:
         )
 
 
+def padding_is_never_read(model: Model) -> None:
+    """Whatever stands in the padding of the maps or tokens, the transformer does not see it. Convolutions before that may."""
+    family = model.family
+    assert bool(family.masked_after) != bool(family.reads_padding), (
+        f"{family.name}: say masked_after=MODULE, behind which padding is not read, or reads_padding=WHY it is"
+    )
+    for module in _small(model) if family.masked_after else ():
+        images, mask = _batch()
+        waved(module)
+        with torch.no_grad():
+            clean = module(images, mask)
+            handle = module.get_submodule(family.masked_after).register_forward_hook(partial(_hook, mask))
+            spoilt = module(images, mask)
+            handle.remove()
+        assert torch.allclose(clean.logits, spoilt.logits, atol=1e-4), (
+            "what stands in the padding changes the classes"
+        )
+        assert torch.allclose(clean.boxes, spoilt.boxes, atol=1e-4), (
+            "what stands in the padding changes the boxes"
+        )
+
+
+def _hook(mask: Tensor, module: nn.Module, args: Any, output: Any) -> Any:
+    return _spoilt(output, mask)
+
+
+def _spoilt(value: Any, mask: Tensor) -> Any:
+    """The same with 1e4 on all padding: maps (B, C, H, W), alone or beside their masks (B, H, W), or `x` (B, S, C) and `mask`."""
+    if hasattr(value, "_replace"):
+        return value._replace(x=value.x.masked_fill(value.mask[..., None], 1e4))
+    if isinstance(value, Tensor):
+        return value.masked_fill(resize_mask(mask, value)[:, None], 1e4)
+    if len(value) == 2 and isinstance(value[1], Tensor) and value[1].dtype == torch.bool:
+        return value[0].masked_fill(value[1][:, None], 1e4), value[1]
+    return type(value)(_spoilt(one, mask) for one in value)
+
+
+def native_operators_agree(model: Model) -> None:
+    """With the native wheel and in plain torch; nothing to compare where it is not installed."""
+    if ops.dispatch.wheel.cpu is None:
+        return
+    for module in _small(model):
+        images, mask = _batch()
+        waved(module)
+        with torch.no_grad():
+            with ops.use("native"):
+                native = module(images, mask)
+            with ops.use("reference"):
+                plain = module(images, mask)
+        assert torch.allclose(native.logits, plain.logits, atol=1e-3), "native operators change the classes"
+        assert torch.allclose(native.boxes, plain.boxes, atol=1e-3), "native operators change the boxes"
+
+
+def models_are_what_they_were(model: Model) -> None:
+    """Tensors and answers as the package stores them: weights files must go on fitting, and a refactoring changes nothing."""
+    before = stored(model)
+    again = f"python -m detrcli.testing {model.family.name}"
+    assert before, f"{model.name}: the package does not store it yet; write golden.json: {again}"
+    assert before["keys"] == keys(model), (
+        f"{model.name}: names or shapes of tensors changed, so older weights do not fit; if that is meant: {again}"
+    )
+    if "answers" in before:
+        now = answers(model)
+        assert not differs(now, before["answers"]), (
+            f"{model.name} answers {now}, and answered {before['answers']}; if that is meant: {again}"
+        )
+
+
+def the_page_names_every_variant(model: Model) -> None:
+    """`detr zoo info FAMILY` shows the package's FAMILY.md."""
+    assert model.page, f"the package of {model.family.name} has no {model.family.name}.md"
+    assert f"`{model.name}`" in model.page or f"`{model.variant.name}`" in model.page, (
+        f"{model.family.name}.md does not speak of {model.name}"
+    )
+
+
 def every_parameter_learns(model: Model) -> None:
     for module in _small(model):
         module.train()
@@ -285,6 +367,10 @@ CHECKS: tuple[Check, ...] = (
     evaluation_is_deterministic,
     pictures_do_not_see_each_other,
     no_mask_means_no_padding,
+    padding_is_never_read,
+    native_operators_agree,
+    models_are_what_they_were,
+    the_page_names_every_variant,
     every_parameter_learns,
     losses_stand_odd_targets,
     detections_are_in_pixels,

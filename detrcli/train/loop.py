@@ -7,22 +7,27 @@ Randomness is counter-based: dropout in step k is a function of (seed, k), as th
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detrcli import distributed
 from detrcli.errors import NonFiniteError
+from detrcli.nn.criterion import at_least_float32
 from detrcli.plugins.contract import Recipe
+from detrcli.train.ema import Average
+from detrcli.train.guard import diagnosis, explained
+from detrcli.train.learner import Shared
 from detrcli.train.optim import set_rate
-from detrcli.types import Batch, Criterion, Losses
+from detrcli.types import Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One finished step: what a progress line and a metrics file show."""
+    """One finished step: what a progress line and a metrics file show. Losses are means over all ranks."""
 
     number: int  # from 0, over all epochs
     epoch: int
@@ -30,76 +35,77 @@ class Step:
     terms: dict[str, float]
     lr: float
     grad_norm: float
+    seconds: float  # of the step
+    waited: float  # for its data
 
 
 @dataclass(slots=True, kw_only=True)
 class Trainer:
     """A model with what it takes to improve it by one batch."""
 
-    model: nn.Module
-    criterion: Criterion
+    net: nn.Module
+    learner: Shared
     optimizer: torch.optim.Optimizer
     recipe: Recipe
     device: str
     seed: int
-    bf16: bool
-    takes_targets: bool
+    scaler: torch.amp.GradScaler  # for fp16; does nothing otherwise
+    average: Average | None = None
 
-    def step(self, batches: Sequence[Batch], number: int, epoch: int, share: float) -> Step:
+    def step(
+        self, batches: Sequence[Batch], number: int, epoch: int, share: float, waited: float = 0.0
+    ) -> Step:
         """One optimiser step over the micro-batches of one batch, normalised by the objects of all of them."""
+        started = time.perf_counter()
         torch.manual_seed(_mix(self.seed, number, distributed.rank()))
         set_rate(self.optimizer, self.recipe, share)
         self.optimizer.zero_grad(set_to_none=True)
-        objects = sum(len(t.labels) for b in batches for t in b.targets)
-        parts = len(batches)
-        num_boxes = distributed.mean_over_ranks(objects / parts, torch.device(self.device)).item()
-        done = [self._backward(batch.to(self.device), num_boxes, parts, number) for batch in batches]
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        if not torch.isfinite(norm):
-            raise NonFiniteError(
-                f"the gradient of step {number} is not finite; the weights are as before it", hint=_CALM
-            )
-        self.optimizer.step()
-        means = {name: sum(values[name] for values in done) / parts for name in done[0]}
+        with explained(batches, self.device, number):
+            values, norm = self._backward(batches, number)
+        if not all(map(math.isfinite, values.values())) or not (
+            math.isfinite(norm) or self.scaler.is_enabled()
+        ):
+            raise diagnosis(values, norm, batches, number, self.recipe.lr * share)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.net)
         return Step(
             number=number,
             epoch=epoch,
-            loss=means.pop("total"),
-            terms=means,
+            loss=values.pop("total"),
+            terms=values,
             lr=self.recipe.lr * share,
-            grad_norm=float(norm),
+            grad_norm=norm,
+            seconds=time.perf_counter() - started,
+            waited=waited,
         )
 
-    def _backward(self, batch: Batch, num_boxes: float, parts: int, number: int) -> dict[str, float]:
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16):
-            extra = (batch.targets,) if self.takes_targets else ()
-            output = self.model(batch.images, batch.mask, *extra)
-        losses = self.criterion(output, batch.targets, num_boxes)
-        values = _numbers(losses)
-        if not math.isfinite(values["total"]):
-            raise _diagnosis(values, batch, number)
-        (losses.total / parts).backward()  # type: ignore[no-untyped-call]
-        return values
+    def _backward(self, batches: Sequence[Batch], number: int) -> tuple[dict[str, float], float]:
+        """Gradients of all parts, clipped; the mean losses over parts and ranks, and the norm, in one copy to the host."""
+        parts, device = len(batches), torch.device(self.device)
+        objects = sum(len(t.labels) for b in batches for t in b.targets)
+        num_boxes = distributed.mean_number(objects / parts, device)
+        done = [self._part(b, num_boxes, parts, last=b is batches[-1]) for b in batches]
+        self.learner.warm = True
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.clip_norm)
+        means = torch.stack([torch.stack(list(losses.values())) for losses in done]).mean(0)
+        *values, gradient = torch.cat([distributed.average(means), norm[None].to(means)]).tolist()
+        return dict(zip(done[0], values, strict=True)), gradient
 
-
-_CALM = "lower the learning rate (--lr), or train in float32 (--amp off)"
+    def _part(self, batch: Batch, num_boxes: float, parts: int, *, last: bool) -> dict[str, Tensor]:
+        with self.learner.unsynchronised(last):
+            try:
+                losses = self.learner(batch.to(self.device), num_boxes)
+            except NonFiniteError as error:  # of the matcher, which does not know the pictures
+                raise NonFiniteError(
+                    f"{error.message} (pictures: {', '.join(map(str, batch.image_ids))})", hint=error.hint
+                ) from error
+            self.scaler.scale(losses["total"] / parts).backward()  # type: ignore[no-untyped-call]
+        return {name: at_least_float32(value.detach()) for name, value in losses.items()}
 
 
 def _mix(seed: int, step: int, rank: int) -> int:
     """One seed from three counters; the factors keep neighbours apart."""
     return (seed * 1_000_003 + step * 65_537 + rank * 257) % 2**63
-
-
-def _numbers(losses: Losses) -> dict[str, float]:
-    """The total and its terms on the host, in one copy."""
-    values = torch.stack([losses.total.detach(), *losses.terms.values()]).tolist()
-    return dict(zip(("total", *losses.terms), values, strict=True))
-
-
-def _diagnosis(values: dict[str, float], batch: Batch, number: int) -> NonFiniteError:
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    return NonFiniteError(
-        f"the loss of step {number} is not finite (terms: {', '.join(bad)}; pictures: "
-        f"{', '.join(map(str, batch.image_ids))}); the weights are as before it",
-        hint=_CALM,
-    )

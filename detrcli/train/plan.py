@@ -1,40 +1,61 @@
-"""What a training run will do, resolved from what was asked: one value that is printed, stored and resumed from."""
+"""What a training run will do, resolved from what was asked: one value that is printed, stored and resumed from.
+
+A `Request` holds what the user said; `make_plan` lays it over the variant's recipe. A resumed run takes its stored plan, and
+`changed` lays over it whatever the user says again: what comes out different was changed.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
-from detrcli.config import assign, from_plain, to_plain
+from detrcli.config import assign, from_plain, settings, to_plain
 from detrcli.errors import UsageError
 from detrcli.nn.inference import choose_device
 from detrcli.plugins import Recipe, resolve
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-Amp = Literal["off", "bf16"]
+Amp = Literal["off", "bf16", "fp16"]
+BadData = Literal["stop", "skip"]
+Logger = Literal["tensorboard", "wandb", "mlflow"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What the user asked for; None means: as the recipe or the data say."""
+    """What the user asked for; None means: as the recipe, the data or the stored plan say."""
 
-    data: str
-    model: str
+    data: str | None = None
+    model: str | None = None
     epochs: int | None = None
     steps: int | None = None
     batch_size: int | None = None
     device_batch: int | None = None
     lr: float | None = None
     weights: str | None = None
+    freeze: tuple[str, ...] | None = None
     device: str | None = None
     amp: Amp | None = None
-    seed: int = 0
-    workers: int = 0
-    eval_every: int = 1
+    ema: float | None = None
+    checkpointing: bool | None = None
+    compile: bool | None = None
+    deterministic: bool | None = None
+    seed: int | None = None
+    workers: int | None = None
+    group_by_aspect: bool | None = None
+    bad_data: BadData | None = None
+    eval_every: int | None = None
+    patience: int | None = None
+    save_every: float | None = None
     data_root: str | None = None
+    log: tuple[Logger, ...] | None = None
     changes: Mapping[str, Any] | None = None  # of `model.…` and `recipe.…`
+    under: Request | None = None  # a file's, whose recipe and changes come before these
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "steps", "batch_size", "device_batch", "eval_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1 (value given: {value})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,19 +66,27 @@ class Plan:
     model: str  # family/variant
     config: Any  # the family's configuration
     recipe: Recipe
-    steps: int | None  # stop here, if before the last epoch's end
-    accumulate: int  # backward passes to one step of the optimiser
-    weights: str | None
     device: str
     amp: Amp
-    seed: int
-    workers: int
-    eval_every: int
-    data_root: str | None
-
-    @property
-    def device_batch(self) -> int:
-        return self.recipe.batch_size // self.accumulate
+    steps: int | None = None  # stop here, if before the last epoch's end
+    device_batch: int | None = (
+        None  # pictures at once on one device, at most; the rest of the batch is accumulated
+    )
+    weights: str | None = None
+    freeze: tuple[str, ...] = ()  # parts of the model, or patterns of its parameters' names
+    ema: float | None = None  # the decay of averaged weights
+    checkpointing: bool = False  # compute activations twice rather than keep them
+    compile: bool = False
+    deterministic: bool = False
+    seed: int = 0
+    workers: int = 0
+    group_by_aspect: bool = False
+    bad_data: BadData = "stop"
+    eval_every: int = 1  # epochs
+    patience: int | None = None  # evaluations without a better score before the run ends
+    save_every: float = 10.0  # minutes, beside the end of every epoch
+    data_root: str | None = None
+    log: tuple[Logger, ...] = ()
 
     def to_plain(self) -> dict[str, Any]:
         table: dict[str, Any] = to_plain(self)
@@ -65,9 +94,24 @@ class Plan:
 
     @staticmethod
     def from_plain(table: dict[str, Any]) -> Plan:
-        model = resolve(table["model"])
-        config = from_plain(type(model.variant.config), table["config"])
-        return Plan(**{**table, "config": config, "recipe": from_plain(Recipe, table["recipe"])})
+        plan = from_plain(Plan, table)
+        return replace(plan, config=from_plain(type(resolve(plan.model).variant.config), plan.config))
+
+    def parts(self, world_size: int) -> int:
+        """Backward passes to one step of the optimiser on each of so many ranks: the fewest that `device_batch` allows."""
+        batch = self.recipe.batch_size
+        if batch % world_size:
+            raise UsageError(
+                f"a batch of {batch} cannot be shared by {world_size} devices",
+                hint=f"choose a multiple of {world_size} for --batch-size, and scale --lr with it",
+            )
+        share = batch // world_size
+        most = min(self.device_batch or share, share)
+        return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= most)
+
+
+# what changes no number that a run computes, so that a resumed run may have it otherwise
+HARMLESS = frozenset({"workers", "save_every", "data_root", "steps", "log"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,26 +123,50 @@ class _Tunable:
 
 
 def make_plan(request: Request) -> Plan:
-    """The plan of a request: recipe chosen by its epochs, flags over recipe, --set over both."""
+    """The plan of a request: recipe chosen by its epochs, then a file's settings, then flags and --set."""
+    if not request.data or not request.model:
+        raise UsageError(
+            "train needs data and a model", hint="for example: detr train shapes --model detr/tiny"
+        )
     model = resolve(request.model)
-    recipe = _with_flags(choose_recipe(model.variant.recipes, request.epochs), request)
-    tuned = _tune(model.variant.config, recipe, dict(request.changes or {}))
+    layers = [request.under, request] if request.under else [request]
+    epochs = next((layer.epochs for layer in reversed(layers) if layer.epochs), None)
     device = str(choose_device(request.device))
-    return Plan(
+    plan = Plan(
         data=request.data,
         model=model.name,
-        config=tuned.model,
-        recipe=tuned.recipe,
-        steps=request.steps,
-        accumulate=_accumulation(tuned.recipe.batch_size, request.device_batch),
-        weights=request.weights,
+        config=model.variant.config,
+        recipe=choose_recipe(model.variant.recipes, epochs),
         device=device,
-        amp=request.amp or ("bf16" if device.startswith("cuda") else "off"),
-        seed=request.seed,
-        workers=request.workers,
-        eval_every=request.eval_every,
-        data_root=request.data_root,
+        amp="bf16" if device.startswith("cuda") else "off",
     )
+    return changed(plan, request)
+
+
+def changed(plan: Plan, request: Request) -> Plan:
+    """The plan with what the request says laid over it."""
+    for layer in (request.under, request):
+        if layer is not None:
+            tuned = _tune(plan.config, _with_flags(plan.recipe, layer), dict(layer.changes or {}))
+            plan = replace(plan, config=tuned.model, recipe=tuned.recipe)
+    direct = {f.name for f in fields(Plan)} & {f.name for f in fields(Request)}
+    said = {name: value for name in direct if (value := getattr(request, name)) not in (None, "")}
+    if request.model:
+        said["model"] = resolve(request.model).name
+    if request.device is not None:
+        said["device"] = str(choose_device(request.device))
+    plan = replace(plan, **said)
+    _check(plan)
+    return plan
+
+
+def differences(old: Plan, new: Plan) -> dict[str, tuple[Any, Any]]:
+    """The settings that two plans differ in, by name: `lr`, `seed`, `config.num_queries`, with both values."""
+    before, after = (
+        {name.removeprefix("recipe."): value for name, value in settings(plan).items()} for plan in (old, new)
+    )
+    names = dict.fromkeys([*before, *after])
+    return {n: (before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)}
 
 
 def choose_recipe(recipes: tuple[Recipe, ...], epochs: int | None) -> Recipe:
@@ -132,12 +200,16 @@ def _tune(config: Any, recipe: Recipe, changes: dict[str, Any]) -> _Tunable:
     return _Tunable(assign(config, parts["model"], "model."), assign(recipe, parts["recipe"], "recipe."))
 
 
-def _accumulation(batch_size: int, device_batch: int | None) -> int:
-    if device_batch is None or device_batch >= batch_size:
-        return 1
-    if batch_size % device_batch:
+def _check(plan: Plan) -> None:
+    batch, at_once = plan.recipe.batch_size, plan.device_batch
+    if at_once is not None and at_once < batch and batch % at_once:
         raise UsageError(
-            f"a batch of {batch_size} cannot be made of parts of {device_batch}",
-            hint=f"choose a divisor of {batch_size} for --device-batch",
+            f"a batch of {batch} cannot be made of parts of {at_once}",
+            hint=f"choose a divisor of {batch} for --device-batch",
         )
-    return batch_size // device_batch
+    if plan.ema is not None and not 0 < plan.ema < 1:
+        raise UsageError(
+            f"--ema needs a decay between 0 and 1 (value given: {plan.ema:g})", hint="--ema 0.9998"
+        )
+    if plan.amp == "fp16" and not plan.device.startswith(("cuda", "cpu")):
+        raise UsageError(f"fp16 with loss scaling does not run on {plan.device}", hint="--amp off")

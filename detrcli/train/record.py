@@ -2,36 +2,48 @@
 
 run.json            what it is: status, model, data, best score, when            (rewritten whole)
 plan.json           every setting, resolved                                       (written once)
+config.toml         the same for people: `detr train --config` runs it again      (written once)
+environment.json    versions, devices, kernels, command line, the project's commit
 metrics.jsonl       one line a step that was logged, one a evaluation             (appended)
 best.safetensors    the weights that scored best, with classes and preprocessing
 last.safetensors    the newest weights
-state.pt            what `--resume` continues from
+state.pt            what `--resume` continues from (see state.py); state-before.pt is the one before it
+
+and, made from these by `detrcli.report` at evaluations and at the end: steps.csv, evaluations.csv, curves.png, report.html with
+the pictures in samples/.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from detrcli import runs
+from detrcli import environment, runs
 from detrcli.config import to_plain
-from detrcli.errors import CheckpointError
+from detrcli.errors import CheckpointError, DetrError
 from detrcli.files import replacing
 from detrcli.plugins import resolve
+from detrcli.report import refresh
+from detrcli.runs import lock
+from detrcli.runs.history import METRICS_FILE
+from detrcli.runs.reading import document, table
+from detrcli.runs.run import ENVIRONMENT_FILE, PLAN_FILE
+from detrcli.train import settings
 from detrcli.train.plan import Plan
 from detrcli.types import Categories
 from detrcli.version import __version__
 from detrcli.weights import file
 from detrcli.weights.metadata import Metadata
 
-STATE = "state.pt"
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -41,9 +53,29 @@ class Record:
     folder: Path
     plan: Plan
     categories: Categories
+    _lines: IO[bytes] | None = field(default=None, init=False)
+    _warned: bool = field(default=False, init=False)
 
     def start(self) -> None:
-        self._json("plan.json", self.plan.to_plain())
+        self._open()
+        self._settings()
+        self._json(ENVIRONMENT_FILE, environment.of_a_run())
+        self.status("running")
+
+    def _settings(self) -> None:
+        self._json(PLAN_FILE, self.plan.to_plain())
+        config = self.folder / "config.toml"
+        with replacing(config) as temporary:
+            temporary.write_text(settings.write(config, self.plan), encoding="utf-8")
+
+    def go_on(self, step: int, scored: int) -> None:
+        """Continue at `step`, evaluated up to `scored`: what was logged beyond it by a process that died is forgotten."""
+        lines = self._open()
+        self._settings()
+        lines.truncate(_end_of(self.folder / METRICS_FILE, step, scored))
+        before = document(self.folder / ENVIRONMENT_FILE) or {}
+        resumed = [*before.get("resumed", ()), {"step": step, **environment.of_a_run()}]
+        self._json(ENVIRONMENT_FILE, before | {"resumed": resumed})
         self.status("running")
 
     def status(self, status: str, **facts: Any) -> None:
@@ -54,14 +86,44 @@ class Record:
             "torch": torch.__version__,
         }
         ended = {} if status == "running" else {"finished_at": now}
+        if not ended:  # how it ended before is no longer so
+            before = {name: value for name, value in before.items() if name not in ("finished_at", "error")}
         self._json(
             runs.RUN_FILE,
             before | {"status": status, "model": self.plan.model, "data": self.plan.data} | ended | facts,
         )
+        if ended:
+            self._last_report()
 
     def log(self, line: Mapping[str, Any]) -> None:
-        with (self.folder / "metrics.jsonl").open("a") as lines:
-            lines.write(json.dumps(line) + "\n")
+        """A line that cannot be written is missing; that ends no training."""
+        assert self._lines is not None
+        try:
+            self._lines.write(f"{json.dumps(line)}\n".encode())
+        except OSError as error:
+            if not self._warned:
+                log.warning("%s cannot be written: %s", METRICS_FILE, error.strerror or error)
+            self._warned = True
+
+    def close(self) -> None:
+        """Let go of the metrics, which also tells others that nobody trains here any more."""
+        if self._lines is not None:
+            self._lines.close()
+
+    def _open(self) -> IO[bytes]:
+        path = self.folder / METRICS_FILE
+        try:
+            self._lines = path.open("ab", buffering=0)
+        except OSError as error:
+            raise DetrError(f"cannot write {path}: {error.strerror or error}") from error
+        lock.take(self._lines, self.folder)
+        return self._lines
+
+    def _last_report(self) -> None:
+        try:
+            refresh(self.folder)
+        except Exception as error:  # the weights are there; a page about them may be missing
+            log.warning("the report of the run was not written: %s", error)
 
     def weights(self, name: str, state: Mapping[str, Tensor], **made: Any) -> None:
         variant = resolve(self.plan.model).variant
@@ -75,22 +137,23 @@ class Record:
         )
         file.save(self.folder / name, state, metadata)
 
-    def state(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, best: float | None
-    ) -> None:
-        """Everything the next step depends on; randomness is counted from the step, so no generator is among it."""
-        content = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "step": step,
-            "best": best,
-        }
-        with replacing(self.folder / STATE) as temporary:
-            torch.save(content, temporary)
-
     def _json(self, name: str, content: Mapping[str, Any]) -> None:
         with replacing(self.folder / name) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _end_of(path: Path, step: int, scored: int) -> int:
+    """Where the lines end that a run at `step` has behind it: whole lines of steps before it, and of evaluations up to it."""
+    end = 0
+    with path.open("rb") as lines:
+        for line in lines:
+            row = table(line) or {}
+            at = row.get("step")
+            beyond = isinstance(at, int) and (at >= step if "loss" in row else at > scored)
+            if beyond or not line.endswith(b"\n"):
+                break
+            end += len(line)
+    return end
 
 
 def read_plan(folder: Path) -> Plan:
@@ -101,16 +164,3 @@ def read_plan(folder: Path) -> Plan:
             f"{folder} is no training run that can be resumed: {error}",
             hint="name the folder that `detr train` printed",
         ) from error
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """The state of an interrupted run; only tensors and plain values are ever built from the file."""
-    path = folder / STATE
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise CheckpointError(
-            f"{path} cannot be read: {str(error).splitlines()[0]}",
-            hint=f"start anew from its weights: --weights {folder / 'last.safetensors'}",
-        ) from error
-    return state

@@ -1,70 +1,31 @@
-"""`train`: from a request to a finished run folder; and `resume`, which goes on where a run stopped, to the bit."""
+"""`train`: from a request to a finished run folder, new or resumed, on one device or on several."""
 
 from __future__ import annotations
 
-import itertools
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
 
-from detrcli import distributed, runs
-from detrcli.data import catalog
-from detrcli.data.annotations import Dataset
-from detrcli.data.loader import Batches, train_loader
-from detrcli.data.masks import without_outline
-from detrcli.data.transforms import training
-from detrcli.errors import DataError, DetrError
-from detrcli.evaluate.run import EvalResult, evaluate
-from detrcli.nn.backbone import Backbone
-from detrcli.nn.speed import keep_memory, levers
-from detrcli.plugins import Model, resolve
-from detrcli.train.loop import Step, Trainer
-from detrcli.train.optim import build_optimizer, rate_at
+from detrcli import distributed, launch, runs
+from detrcli.errors import DetrError, NonFiniteError
+from detrcli.evaluate.run import evaluate
+from detrcli.train import loggers, resuming, state
+from detrcli.train.job import Job, assemble
+from detrcli.train.loop import Step
+from detrcli.train.machine import enough_room
+from detrcli.train.optim import rate_at
 from detrcli.train.plan import Plan, Request, make_plan
-from detrcli.train.record import Record, read_plan, read_state
-from detrcli.types import Batch
-from detrcli.weights.warm import told, warm_start
+from detrcli.train.record import Record
+from detrcli.train.signals import noted
+from detrcli.train.watch import Audience, Watcher
 
-
-class Watcher(Protocol):
-    """Who wants to know how it goes: a terminal, a test, a notebook."""
-
-    def begins(self, job: Job) -> None: ...
-    def step(self, step: Step) -> None: ...
-    def evaluated(self, step: int, result: EvalResult, best: bool) -> None: ...
-    def ended(self) -> None: ...
-
-
-@dataclass(slots=True)
-class Job:
-    """A run that is ready to start."""
-
-    plan: Plan
-    model: Model
-    net: nn.Module
-    optimizer: torch.optim.Optimizer
-    loader: Batches
-    val: Dataset | None
-    record: Record
-    notes: list[str] = field(default_factory=list)
-    step: int = 0  # the next one
-    best: float | None = None
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return max(1, len(self.loader) // self.plan.accumulate)
-
-    @property
-    def steps(self) -> int:
-        whole = self.plan.recipe.epochs * self.steps_per_epoch
-        return whole if self.plan.steps is None else min(whole, self.plan.steps)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,195 +37,242 @@ class RunResult:
     stopped_by: int | None = None  # the signal that ended it early
 
 
-def train(request: Request, *, out: Path | None = None, watch: Watcher | None = None) -> RunResult:
-    """Train as the request says, into a new run folder."""
-    plan = make_plan(request)
-    torch.manual_seed(plan.seed)
-    job = _prepare(plan, lambda: runs.new_run("train", f"{plan.model}-{Path(plan.data).stem}", out))
-    job.notes += _initialise(job)
-    job.record.start()
-    return _run(job, watch)
+def train(
+    request: Request,
+    *,
+    out: Path | None = None,
+    resume: str | Path | None = None,
+    allow_change: Sequence[str] = (),
+    devices: int = 1,
+    watch: Watcher | None = None,
+) -> RunResult:
+    """Train as the request says, into a new run folder; or go on with a run, `"auto"` being the newest unfinished one.
+
+    With `devices` on so many processes of this machine; `watch` then travels to the first of them. Where torchrun or SLURM
+    has started several processes, each calls this and gets the result.
+    """
+    arguments = (request, out, resume, tuple(allow_change), watch)
+    if devices > 1:
+        launch.check(devices, request.device)
+        if resume is None:
+            make_plan(request).parts(devices)  # a batch that cannot be shared is told before processes start
+        return launch.on_ranks(devices, _train, *arguments)
+    with launch.joined():
+        return _train(*arguments)
 
 
-def resume(folder: Path, *, watch: Watcher | None = None) -> RunResult:
-    """Go on with an interrupted run, with the plan it was started with."""
-    job = _prepare(read_plan(folder), lambda: folder)
-    state = read_state(folder)
-    job.net.load_state_dict(state["model"])
-    job.optimizer.load_state_dict(state["optimizer"])
-    job.step, job.best = state["step"], state["best"]
-    job.notes.append(f"resumed at step {job.step} of {job.steps}")
-    job.record.status("running")
-    return _run(job, watch)
+def _train(
+    request: Request,
+    out: Path | None,
+    resume: str | Path | None,
+    allow: Sequence[str],
+    watch: Watcher | None,
+) -> RunResult:
+    main = distributed.is_main()
+    folder = resuming.find(resume, request, out) if resume is not None and main else None
+    folder = distributed.from_main(folder)
+    resumed = folder is not None
+    plan = resuming.plan_of(folder, request, allow) if folder else make_plan(request)
+    loggers.check(plan.log)
+    job = assemble(plan, fresh=not resumed)
+    if folder:
+        resuming.restore(job, folder)
+    elif main:
+        folder = _new_folder(job.plan, out)
+    folder = distributed.from_main(folder)
+    assert folder is not None
+    job.record = Record(folder, job.plan, job.categories)
+    if job.done:
+        return RunResult(folder, job.step, (runs.read(folder) or {}).get("metrics", {}), job.best)
+    if main:
+        enough_room(folder, job.net, averaged=job.average is not None)
+        if resumed:
+            job.record.go_on(job.step, job.scored)
+        else:
+            job.record.start()
+    with closing(job.record):
+        return Run(job, Audience(watch)).whole()
 
 
-def _prepare(plan: Plan, folder: Callable[[], Path]) -> Job:
-    """Everything a run needs; the folder is asked for last, so that a mistake leaves none behind."""
-    model = resolve(plan.model).configured(plan.config)
-    root = Path(plan.data_root) if plan.data_root else None
-    masks = "masks" in model.family.needs(model.config)
-    source = catalog.find(plan.data, root)
-    dataset = catalog.resolve(plan.data, "train", root, masks=masks)
-    val = catalog.resolve(plan.data, "val", root) if "val" in source.splits else None
-    if len(dataset) == 0:
-        raise DataError(
-            f"{plan.data} has no training pictures", hint=f"look at it: detr data info {plan.data}"
-        )
-    loader = train_loader(
-        dataset,
-        training(plan.recipe.augment, model.variant.preprocess),
-        batch_size=min(plan.device_batch, len(dataset)),
-        seed=plan.seed,
-        workers=plan.workers,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        pin_memory=plan.device.startswith("cuda"),
-    )
-    if plan.device == "cpu" and "allocator" in levers():
-        keep_memory()
-    net = model.build(len(dataset.categories)).to(plan.device)
-    record = Record(folder(), plan, dataset.categories)
-    job = Job(plan, model, net, build_optimizer(net, plan.recipe), loader, val, record)
-    if masks:
-        job.notes += _about_masks(dataset)
-    if val is None:
-        job.notes.append("no validation split: nothing is scored, the last weights count as the best")
-    return job
+def _new_folder(plan: Plan, out: Path | None) -> Path:
+    return runs.new_run("train", f"{plan.model}-{Path(plan.data).stem}", out)
 
 
-def _about_masks(dataset: Dataset) -> list[str]:
-    boxed = without_outline(dataset.annotations)
-    if boxed == 0:
-        return []
-    return [
-        f"{boxed} of {len(dataset.annotations.ids)} objects have no segmentation: their masks are their boxes"
-    ]
+class _Stopped(Exception):
+    """A signal came in the middle of an evaluation."""
 
 
-def _initialise(job: Job) -> list[str]:
-    """Starting weights: a checkpoint if named, else ImageNet's for the backbone if the variant has some."""
-    if job.plan.weights:
-        report = warm_start(job.net, job.plan.weights, job.model, classes=job.record.categories)
-        taken, *rest = told(report)
-        return [f"weights from {job.plan.weights}: {taken}", *rest]
-    for module in job.net.modules():
-        if isinstance(module, Backbone) and module.config.pretrained:
-            module.load_pretrained()
-            return [f"backbone starts from {module.config.starts_from}"]
-    return ["all weights start from nothing"]
+class Run:
+    """The steps of a job, with what is written and told on the way. Every rank has one; the first writes and tells."""
 
+    def __init__(self, job: Job, audience: Audience) -> None:
+        self.job, self.audience = job, audience
+        self.main = distributed.is_main()
+        self.metrics: dict[str, float] = {}
+        self.saved_at = time.monotonic()
 
-def _run(job: Job, watch: Watcher | None) -> RunResult:
-    family, plan = job.model.family, job.plan
-    trainer = Trainer(
-        model=job.net,
-        criterion=family.build_criterion(plan.config, len(job.record.categories)),
-        optimizer=job.optimizer,
-        recipe=plan.recipe,
-        device=plan.device,
-        seed=plan.seed,
-        bf16=plan.amp == "bf16",
-        takes_targets=family.takes_targets,
-    )
-    if watch:
-        watch.begins(job)
-    metrics: dict[str, float] = {}
-    with _signals() as stopped:
-        try:
-            for step in _steps(job, trainer):
-                job.record.log(
-                    {"step": step.number, "epoch": step.epoch, "loss": step.loss, "lr": step.lr, **step.terms}
-                )
-                if watch:
-                    watch.step(step)
-                if job.step % job.steps_per_epoch == 0 or job.step == job.steps:
-                    metrics = _end_of_epoch(job, watch) or metrics
-                if stopped():
-                    break
-        except DetrError as error:
-            job.record.status("failed", error=error.message)
-            raise
-        finally:
-            if watch:
-                watch.ended()
-    return _finish(job, metrics, stopped())
+    def whole(self) -> RunResult:
+        with noted() as stopped:
+            try:
+                self.audience.begins(self.job)
+                self._steps(stopped)
+            except NonFiniteError as error:
+                self._save()  # the step was not taken: the weights are good
+                self._failed(error)
+                raise
+            except Exception as error:
+                self._failed(error)
+                raise
+            finally:
+                self.audience.ended()
+            return self._finish(stopped())
 
+    def _steps(self, stopped: Callable[[], int | None]) -> None:
+        """Every step that is left, epoch after epoch, and the end of each epoch, until it is over or a signal comes."""
+        job = self.job
+        job.net.train()
+        while True:
+            if job.due:
+                try:
+                    self._end_of_epoch(stopped)
+                except _Stopped:
+                    return
+            if job.over:
+                return
+            for step in self._epoch():
+                if self.main:
+                    job.record.log(_line(step))
+                self.audience.step(step)
+                if distributed.any_rank(stopped() is not None, torch.device(job.device)):
+                    return
+                self._save_now_and_then()
 
-def _steps(job: Job, trainer: Trainer) -> Iterator[Step]:
-    """Every step that is left, epoch after epoch."""
-    job.net.train()
-    while job.step < job.steps:
+    def _epoch(self) -> Iterator[Step]:
+        """What is left of the epoch at hand."""
+        job = self.job
         epoch, start = divmod(job.step, job.steps_per_epoch)
-        batches = job.loader.epoch(epoch, start=start * job.plan.accumulate)
-        left = min(job.steps_per_epoch - start, job.steps - job.step)
-        for _ in range(left):
-            parts: list[Batch] = list(itertools.islice(batches, job.plan.accumulate))
+        batches = job.loader.steps(epoch, start=start)
+        for _ in range(min(job.steps_per_epoch - start, job.steps - job.step)):
+            asked = time.perf_counter()
+            parts = next(batches)
+            waited = time.perf_counter() - asked
             share = rate_at(job.step, job.plan.recipe, job.steps_per_epoch, job.steps)
-            step = trainer.step(parts, job.step, epoch, share)
+            step = job.trainer.step(parts, job.step, epoch, share, waited)
             job.step += 1
             yield step
 
+    def _end_of_epoch(self, stopped: Callable[[], int | None]) -> None:
+        """Score if it is time to, and save."""
+        job = self.job
+        last, epoch = job.step == job.steps, job.step // job.steps_per_epoch
+        if job.val is not None and (last or epoch % job.plan.eval_every == 0):
+            self._score(epoch, stopped)
+        elif last and job.val is None:
+            self._keep_best()
+        job.scored = job.step
+        self._save()
 
-def _end_of_epoch(job: Job, watch: Watcher | None) -> dict[str, float]:
-    """Score if it is time to, and save."""
-    last = job.step == job.steps
-    epoch = job.step // job.steps_per_epoch
-    metrics: dict[str, float] = {}
-    if job.val is not None and (last or epoch % job.plan.eval_every == 0):
+    def _score(self, epoch: int, stopped: Callable[[], int | None]) -> None:
+        job, plan = self.job, self.job.plan
+        assert job.val is not None
+
+        watched = self.audience.evaluating(len(job.val))
+
+        def advance(done: int) -> None:
+            if stopped() and not distributed.running():
+                raise _Stopped
+            if watched:
+                watched(done)
+
         result = evaluate(
-            job.net,
+            job.answering,
             job.val,
             preprocess=job.model.variant.preprocess,
             postprocess=job.model.postprocess,
-            device=job.plan.device,
-            batch_size=job.model.family.eval_batch_size(job.plan.config) or job.plan.device_batch,
-            amp=job.plan.amp == "bf16",
+            device=job.device,
+            batch_size=job.model.family.eval_batch_size(plan.config) or job.loader.sampler.batch_size,
+            workers=plan.workers,
+            amp=plan.amp == "bf16",
+            advance=advance,
         )
-        metrics = result.metrics
-        better = job.best is None or metrics["ap"] > job.best
-        job.record.log({"step": job.step, "epoch": epoch, **metrics})
+        self.metrics = result.metrics
+        better = job.best is None or result.metrics["ap"] > job.best
+        job.stale = 0 if better else job.stale + 1
         if better:
-            job.best = metrics["ap"]
-            job.record.weights("best.safetensors", job.net.state_dict(), step=job.step, metrics=metrics)
-        if watch:
-            watch.evaluated(job.step, result, better)
-    elif last and job.val is None:
-        job.record.weights("best.safetensors", job.net.state_dict(), step=job.step)
-    _save(job)
-    return metrics
+            job.best = result.metrics["ap"]
+            self._keep_best()
+        if self.main:
+            job.record.log({"step": job.step, "epoch": epoch, **result.metrics})
+        self.audience.evaluated(job.step, result, better)
+
+    def _keep_best(self) -> None:
+        if self.main:
+            with self._tolerated():
+                self._weights("best.safetensors")
+
+    def _weights(self, name: str) -> None:
+        metrics = {"metrics": self.metrics} if self.metrics else {}
+        self.job.record.weights(name, self.job.answering.state_dict(), step=self.job.step, **metrics)
+
+    def _save_now_and_then(self) -> None:
+        if time.monotonic() - self.saved_at > 60 * self.job.plan.save_every:
+            self._save()
+
+    def _save(self) -> None:
+        """State and last weights. A disk that is full does not end the run; the next time may do better."""
+        if not self.main:
+            return
+        self.saved_at = time.monotonic()
+        self.job.unsaved = None
+        with self._tolerated():
+            state.save(self.job.record.folder, resuming.content(self.job))
+            self._weights("last.safetensors")
+
+    @contextmanager
+    def _tolerated(self) -> Iterator[None]:
+        try:
+            yield
+        except (DetrError, OSError) as error:
+            if self.job.unsaved is None:
+                logger.warning("%s; training goes on, and tries again", error)
+            self.job.unsaved = error
+
+    def _failed(self, error: Exception) -> None:
+        if self.main:
+            with self._tolerated():
+                self.job.record.status("failed", error=str(error), step=self.job.step)
+
+    def _finish(self, signal: int | None) -> RunResult:
+        job = self.job
+        if not job.done:
+            self._save()
+        skipped = {
+            name: why for found in distributed.all_of(job.loader.skipped) for name, why in found.items()
+        }
+        if self.main:
+            facts: dict[str, Any] = {"metrics": self.metrics} if self.metrics else {}
+            facts |= {"skipped": skipped} if job.plan.bad_data == "skip" else {}
+            with self._tolerated():
+                self.job.record.status(
+                    "finished" if job.done else "interrupted",
+                    step=job.step,
+                    best_ap=job.best,
+                    **facts,
+                )
+        if job.unsaved is not None:
+            raise DetrError(
+                f"the run has ended, but not all of it could be written: {job.unsaved}",
+                hint=f"free some space, then: detr train --resume {job.record.folder}",
+            ) from job.unsaved
+        return RunResult(job.record.folder, job.step, self.metrics, job.best, None if job.done else signal)
 
 
-def _save(job: Job) -> None:
-    job.record.weights("last.safetensors", job.net.state_dict(), step=job.step)
-    job.record.state(job.net, job.optimizer, job.step, job.best)
-
-
-def _finish(job: Job, metrics: dict[str, float], stopped_by: int | None) -> RunResult:
-    done = job.step >= job.steps
-    if not done:
-        _save(job)
-    job.record.status("finished" if done else "interrupted", step=job.step, best_ap=job.best, metrics=metrics)
-    return RunResult(job.record.folder, job.step, metrics, job.best, None if done else stopped_by)
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], int | None]]:
-    """SIGINT and SIGTERM end the run after the step at hand; a second one ends it at once."""
-    seen: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-        for which, handler in before.items():
-            signal.signal(which, handler)
-
-    before: dict[signal.Signals, Any] = {}
-    try:
-        for one in (signal.SIGINT, signal.SIGTERM):
-            before[one] = signal.signal(one, note)
-    except ValueError:  # not the main thread: signals are somebody else's
-        before.clear()
-    try:
-        yield lambda: seen[0] if seen else None
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)
+def _line(step: Step) -> dict[str, Any]:
+    facts = {
+        "step": step.number,
+        "epoch": step.epoch,
+        "loss": step.loss,
+        "lr": step.lr,
+        "grad_norm": step.grad_norm,
+    }
+    return facts | {"seconds": round(step.seconds, 4), "waited": round(step.waited, 4)} | step.terms

@@ -17,7 +17,9 @@ LIGHT = [
     ("zoo", "list"),
     ("zoo", "list", "--json"),
     ("zoo", "info", "detr"),
-    *((verb, "--help") for verb in ("train", "eval", "predict", "env", "zoo", "data")),
+    ("runs", "list"),
+    ("runs", "list", "--json"),
+    *((verb, "--help") for verb in ("train", "eval", "predict", "env", "zoo", "data", "runs")),
 ]
 
 
@@ -81,7 +83,7 @@ def test_env_explains_kernels_and_plugins():
             "recipe.lr=0.1",
         ),
         (("train", "shapes", "-m", "detr/tiny", "--set", "lr=1"), "cannot reach 'lr'", "recipe.lr"),
-        (("train", "shapes", "-m", "detr/tiny", "--amp", "fp8"), "--amp 'fp8'", "bf16"),
+        (("train", "shapes", "-m", "detr/tiny", "--amp", "fp8"), "amp: 'fp8'", "fp16"),
         (("train", "shapes", "-m", "detr/tiny", "--device", "qpu"), "'qpu'", "cpu"),
         (
             ("train", "shapes", "-m", "detr/tiny", "--device-batch", "5"),

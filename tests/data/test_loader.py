@@ -123,6 +123,25 @@ def test_ranks_share_out_the_same_global_batches(length, batch_size, world, epoc
         assert all(len(r[0]) >= 1 for r in ranks)
 
 
+@given(st.integers(1, 60), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.booleans())
+def test_parts_and_ranks_share_out_the_same_steps(length, batch_size, world, parts, grouped):
+    """However a step is divided, it holds the same pictures, and every rank accumulates as many batches."""
+    portrait = np.arange(length) % 3 == 0 if grouped else None
+    samplers = [
+        EpochSampler(length, batch_size, 1, rank, world, portrait, parts=parts) for rank in range(world)
+    ]
+    shares = [indices(sampler) for sampler in samplers]
+    count = samplers[0].batches_a_step
+    assert {len(share) for share in shares} == {len(samplers[0]) * count}
+    assert all(0 < len(batch) <= batch_size for share in shares for batch in share)
+    whole = EpochSampler(length, batch_size * world * parts, 1, portrait=portrait)
+    for step, wanted in enumerate(indices(whole)):
+        mine = slice(step * count, (step + 1) * count)
+        assert set(chain.from_iterable(chain.from_iterable(share[mine]) for share in shares)) == set(wanted)
+    later = samplers[0].keys(0, len(samplers[0]) - 1)
+    assert later == samplers[0].keys(0, 0)[-count:]
+
+
 def test_grouped_batches_hold_one_orientation_but_for_the_last():
     portrait = np.random.default_rng(0).random(101) < 0.3
     batches = indices(EpochSampler(101, 4, 0, portrait=portrait))

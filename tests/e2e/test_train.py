@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from detrcli.errors import CheckpointError
+from detrcli.train import state
 from detrcli.train.plan import Request
-from detrcli.train.record import read_state
-from detrcli.train.run import resume, train
+from detrcli.train.run import train
 from tests.cli.run import detr
 
 SMALL = ("--batch-size", "4", "--set", "model.num_queries=6")
@@ -70,6 +70,10 @@ def test_train_eval_predict_by_the_models_name(shapes, tmp_path):
     assert str(run.name) in found.json["weights"]
 
 
+def resume(folder):
+    return train(Request(), resume=folder)
+
+
 def request(data, **changes):
     return Request(data=str(data), model="detr/tiny", batch_size=4, epochs=2, device="cpu", **changes)
 
@@ -91,7 +95,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(shapes, tmp_path):
     finished = resume(tmp_path / "halved")
     assert finished.steps == straight.steps == 10
     assert losses(straight.folder) == losses(finished.folder)
-    ours, theirs = (read_state(r.folder)["model"] for r in (straight, finished))
+    ours, theirs = (state.read(r.folder)["model"] for r in (straight, finished))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert straight.metrics == finished.metrics
 
@@ -134,8 +138,7 @@ def test_killed_while_training_the_last_state_stands(shapes, tmp_path):
     time.sleep(0.3)
     process.kill()
     process.wait()
-    state = read_state(run)
-    assert state["step"] >= 5
+    assert state.read(run)["step"] >= 5
     assert not [p for p in run.iterdir() if p.suffix == ".safetensors" and p.stat().st_size == 0]
     done = detr("train", "--resume", run, "--json")
     assert done.code == 0, done.err
@@ -182,7 +185,9 @@ def test_a_run_is_never_overwritten(shapes, tmp_path):
 @pytest.mark.parametrize("damage", ["missing", "truncated", "not a run"])
 def test_what_cannot_be_resumed_says_so(shapes, tmp_path, damage):
     run = tmp_path / "run"
-    if damage != "not a run":
+    if damage == "not a run":
+        run.mkdir()
+    else:
         train(request(shapes, steps=1), out=run)
         content = (run / "state.pt").read_bytes()
         (run / "state.pt").unlink()

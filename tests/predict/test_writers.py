@@ -152,6 +152,16 @@ def test_lines_come_as_each_picture_finishes():
         assert len(lines) == number
 
 
+def test_supervision_takes_what_it_is_given():
+    supervision = pytest.importorskip("supervision", reason="supervision is not installed")
+    [result] = spotter().predict(scene())
+    given = result.to_supervision()
+    assert isinstance(given, supervision.Detections)
+    assert len(given) == len(result.detections)
+    assert len(given.with_nms(0.5)) <= len(given)
+    assert [given[i].data["class_name"][0] for i in range(len(given))] == [d.name for d in result.detections]
+
+
 def test_supervision_gets_corners_scores_and_names(monkeypatch):
     [result] = spotter().predict(scene())
     monkeypatch.setitem(sys.modules, "supervision", None)

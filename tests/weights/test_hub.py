@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.weights.hub_server import Fault, Hub, serving
 
@@ -203,6 +205,36 @@ def test_every_fault_of_the_hub_is_told_in_one_line_and_leaves_nothing(
     assert child.blobs(repo) == []
     hub.repos[repo].faults.clear()
     assert Path(child.fetch(f"{repo}:model.safetensors")["path"]).read_bytes() == CONTENT
+
+
+VALUES = st.one_of(
+    st.sampled_from(
+        ["", "0", "-1", "9" * 30, "null", "main", "../..", "/etc/passwd", "http://[", "f" * 40, "%00", '""']
+    ),
+    st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=60),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.dictionaries(
+        st.sampled_from(["X-Repo-Commit", "X-Linked-Etag", "X-Linked-Size", "Location"]), VALUES, min_size=1
+    )
+)
+def test_whatever_the_hub_says_of_a_file_the_file_is_right_or_refused(
+    hub: Hub, child: Child, odd: dict[str, str]
+):
+    """A proxy may answer anything: no crash, no file outside the cache, no other bytes than the declared ones."""
+    repo = "owner/odd-" + hashlib.sha1(json.dumps(odd, sort_keys=True).encode()).hexdigest()[:12]
+    hub.add(repo, FILE).odd = odd
+    found = child.fetch(f"{repo}:model.safetensors", sha256=SHA256)
+    if "error" in found:
+        assert (found["kind"], found["exit_code"]) == ("hub", 4)
+        assert "\n" not in found["error"] + (found["hint"] or "")
+    else:
+        path = Path(found["path"])
+        assert path.read_bytes() == CONTENT
+        assert path.resolve().is_relative_to(child.cache.resolve())
 
 
 @pytest.mark.parametrize(

@@ -156,3 +156,9 @@ def check_matches(
     for name in names:
         for image, (queries, objects) in enumerate(record["indices"][name]):
             assert found.get((name, image), set()) == set(zip(queries, objects, strict=True)), (name, image)
+
+
+def proposing(model: nn.Module) -> nn.Module:
+    """The model as it is, but with the proposals of all tokens in its output, which only training needs."""
+    model.get_submodule("queries").train()
+    return model

@@ -199,8 +199,21 @@ def test_padding_and_borders_are_never_proposed_unless_asked() -> None:
         assert ((reference == 1).all(-1).any()) == (not masked)
 
 
+@torch.no_grad()
+def test_prediction_chooses_the_queries_that_training_chooses() -> None:
+    module = model()
+    images, mask = pictures((64, 96), (40, 41))
+    whole, proposals = proposed(module, images, mask)
+    tokens = module.levels(module.backbone(images, mask))
+    queries, nothing = module.queries.eval()(module.encoder(tokens), tokens)
+    assert nothing is None
+    assert proposals.boxes.shape[1] > whole.shape[1]
+    torch.testing.assert_close(queries.reference, whole, atol=1e-6, rtol=0)
+
+
 def proposed(module: DeformableDetr, images: Tensor, mask: Tensor) -> tuple[Tensor, Output]:
     tokens = module.levels(module.backbone(images, mask))
+    module.queries.train()
     queries, proposals = module.queries(module.encoder(tokens), tokens)
     assert proposals is not None
     return queries.reference, proposals

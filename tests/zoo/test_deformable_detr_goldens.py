@@ -16,7 +16,7 @@ from detrcli.types import Output
 from detrcli.weights.keymap import apply, revert
 from detrcli.weights.load import load_state
 
-from .golden import Golden, aux_boxes, check_gradients, check_losses, golden, probe
+from .golden import Golden, aux_boxes, check_gradients, check_losses, golden, probe, proposing
 
 
 class Case(NamedTuple):
@@ -52,7 +52,7 @@ def run(case: Case) -> Run:
     model = declared.build().eval()
     report = load_state(model, reference.official_state_dict(), declared.family, declared.config)
     assert report.layout == "official"
-    return Run(reference, declared, model, model(*reference.images))
+    return Run(reference, declared, model, proposing(model)(*reference.images))
 
 
 def our_name(case: Case) -> Callable[[str], str]:

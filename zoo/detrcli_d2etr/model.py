@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detrcli.nn.backbone import Backbone
@@ -82,7 +81,7 @@ class D2etr(nn.Module):
     def _start(self, tokens: Tokens) -> tuple[Queries, Output | None, dict[str, Tensor]]:
         """Queries; and while training, the proposals and the extras of the token labels."""
         if not self.training:
-            return self._best_queries(tokens), None, {}
+            return self.queries(tokens.x, tokens)[0], None, {}
         anchors, unusable = token_anchors(tokens)
         proposals = None
         if isinstance(self.queries, ProposedQueries):
@@ -96,18 +95,6 @@ class D2etr(nn.Module):
             queries, _ = self.queries(tokens.x, tokens)
             x = self.token_embedding(tokens.x, unusable) if self.config.token_labels else tokens.x
         return queries, proposals, self.token_head(x, tokens) if self.config.token_labels else {}
-
-    def _best_queries(self, tokens: Tokens) -> Queries:
-        """Queries alone: the objectness of all tokens, and boxes of the best only."""
-        if isinstance(self.queries, LearnedQueries):
-            learned: Queries = self.queries(tokens.x, tokens)[0]
-            return learned
-        anchors, unusable = token_anchors(tokens)
-        x = self.queries.embed(tokens.x, unusable)
-        head = self.queries.class_head
-        best = self.queries.best(F.linear(x, head.weight[:1], head.bias[:1])[..., 0], unusable)
-        boxes = (self.queries.box_head(take(x, best)) + take(anchors, best)).sigmoid()
-        return self.queries.start(boxes, tokens.x.dtype)
 
     def _output(self, layer: int, answer: Answer) -> Output:
         logits = self._per_layer(self.class_heads)[layer](answer.embedding)

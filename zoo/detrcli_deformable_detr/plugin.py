@@ -226,6 +226,7 @@ plugin = Plugin(
             build_model=_build_model,
             build_criterion=_build_criterion,
             postprocess=_postprocess,
+            masked_after="levels",
             parts={
                 "backbone": ("backbone",),
                 "projection": ("levels",),

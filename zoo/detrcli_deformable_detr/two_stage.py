@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from detrcli.nn.position import sine_boxes
 from detrcli.types import Output
@@ -49,13 +50,24 @@ class ProposedQueries(nn.Module):
         self.class_head = class_linear(width, channels)
         self.box_head = box_mlp(width, size=0.0)
 
-    def forward(self, memory: Tensor, tokens: Tokens) -> tuple[Queries, Output]:
-        """memory (B, S, C) -> the queries, and the proposals of all tokens with logits (B, S, K) and boxes (B, S, 4)."""
+    def forward(self, memory: Tensor, tokens: Tokens) -> tuple[Queries, Output | None]:
+        """memory (B, S, C) -> the queries; and while training, the proposals of all tokens: logits (B, S, K), boxes (B, S, 4)."""
+        if not self.training:
+            return self.choose(memory, tokens), None
         anchors, unusable = token_anchors(tokens)
         x = self.embed(memory, unusable)
         proposals = Output(self.class_head(x), (self.box_head(x) + anchors).sigmoid())
         best = self.best(proposals.logits[..., 0], unusable)
         return self.start(take(proposals.boxes, best), memory.dtype), proposals
+
+    def choose(self, memory: Tensor, tokens: Tokens) -> Queries:
+        """The same queries for less: the objectness of all tokens, and boxes of the best only."""
+        anchors, unusable = token_anchors(tokens)
+        x = self.embed(memory, unusable)
+        objectness = F.linear(x, self.class_head.weight[:1], self.class_head.bias[:1])
+        best = self.best(objectness[..., 0], unusable)
+        boxes = (self.box_head(take(x, best)) + take(anchors, best)).sigmoid()
+        return self.start(boxes, memory.dtype)
 
     def embed(self, memory: Tensor, unusable: Tensor) -> Tensor:
         """What the heads look at (B, S, C); the same for all unusable tokens."""

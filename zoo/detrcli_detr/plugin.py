@@ -128,6 +128,7 @@ VARIANTS = (
             ap_large=61.1,
             params_m=41,
             gflops=187,
+            difference="the original counter adds the softmax of attention",
         ),
     ),
     _variant(
@@ -199,6 +200,7 @@ plugin = Plugin(
             build_model=_build_model,
             build_criterion=_build_criterion,
             postprocess=_postprocess,
+            masked_after="backbone",
             parts={
                 "backbone": ("backbone",),
                 "projection": ("input_proj",),

@@ -127,6 +127,7 @@ plugin = Plugin(
             build_model=_build_model,
             build_criterion=_build_criterion,
             postprocess=_postprocess,
+            reads_padding="the encoder convolves, and convolutions see across the edge of the padding",
             parts={
                 "backbone": ("backbone",),
                 "projection": ("fpn",),

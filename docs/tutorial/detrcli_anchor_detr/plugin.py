@@ -83,6 +83,7 @@ plugin = Plugin(
             build_model=_build_model,
             build_criterion=_build_criterion,
             postprocess=_postprocess,
+            masked_after="input_proj",
             parts={
                 "backbone": ("backbone",),
                 "projection": ("input_proj",),

@@ -1,16 +1,12 @@
-"""Run folders: `runs/<verb>/<label>-<n>/`, never overwritten, each with a `run.json` that says what it is. Free of torch."""
+"""Where run folders are, and how a new one is made: `runs/<verb>/<label>-<n>/`, never overwritten."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from detrcli.errors import DetrError
-
-RUN_FILE = "run.json"
 
 
 def root(verb: str) -> Path:
@@ -57,12 +53,3 @@ def _made(path: Path) -> Path:
             hint="choose a place you may write to with --out or DETR_RUNS",
         ) from error
     return path
-
-
-def read(run: Path) -> dict[str, Any] | None:
-    """What `run.json` of a folder says; None when it is no run."""
-    try:
-        content = json.loads((run / RUN_FILE).read_text())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None

@@ -1,0 +1,35 @@
+"""Runs side by side: what was set differently, and how long each took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from detrcli.runs import Run
+
+
+def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """The settings that are not the same in all runs, with the value of each run; what not all of them have is left out,
+    since other models have other settings."""
+    first, *others = [run.settings() for run in runs]
+    shared = [path for path in first if all(path in table for table in others)]
+    values = {path: [first[path], *(table[path] for table in others)] for path in shared}
+    return {path: found for path, found in values.items() if any(value != found[0] for value in found)}
+
+
+def duration(run: Run) -> str | None:
+    """From the start to the end, as 1:02:03; None where either is not told."""
+    try:
+        started = datetime.fromisoformat(run.started_at)
+        ended = datetime.fromisoformat(run.finished_at)
+        seconds = int((ended - started).total_seconds())
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return clock(seconds) if seconds >= 0 else None
+
+
+def clock(seconds: float) -> str:
+    """3723 as 1:02:03."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

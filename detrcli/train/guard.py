@@ -1,0 +1,80 @@
+"""Telling what went wrong in a step: which term of the loss, which pictures, how much memory, and what to type next."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from detrcli import distributed
+from detrcli.errors import DetrError, NonFiniteError
+from detrcli.types import Batch
+
+
+class MemoryShortError(DetrError):
+    """A step does not fit into the memory of its device."""
+
+    kind = "out-of-memory"
+
+
+def diagnosis(
+    values: Mapping[str, float], norm: float, batches: Sequence[Batch], number: int, lr: float
+) -> NonFiniteError:
+    """Every rank knows that the means are not finite, so all come here, and tell each other their pictures."""
+    bad = [name for name, value in values.items() if name != "total" and not math.isfinite(value)]
+    what = f"terms: {', '.join(bad)}" if bad else f"the gradient; the loss is {values['total']:.4g}"
+    pictures = [i for ids in distributed.all_of([i for b in batches for i in b.image_ids]) for i in ids]
+    return NonFiniteError(
+        f"step {number} is not finite ({what}; lr {lr:.3g}; gradient norm {norm:.3g}; pictures: "
+        f"{', '.join(map(str, pictures))}); the weights are as before it",
+        hint="go on from there with a lower rate: --resume RUN --lr LOWER --allow-change lr; or --amp off",
+    )
+
+
+@contextmanager
+def explained(batches: Sequence[Batch], device: str, number: int) -> Iterator[None]:
+    """Turns the many ways of running out of memory, and of having no deterministic form, into what can be done about it."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if "does not have a deterministic implementation" in str(error):
+            raise DetrError(
+                f"--deterministic: {str(error).split(',')[0]}",
+                hint="leave it out (the same numbers to rounding), or train with --device cpu",
+            ) from error
+        if not is_short(error):
+            raise
+        shape = max((tuple(b.images.shape) for b in batches), key=math.prod)
+        raise MemoryShortError(
+            f"out of memory at step {number}: {shape[0]} pictures at once of {shape[2]} x {shape[3]}{_peak(device)}",
+            hint=_advice(shape[0], sum(len(b.image_ids) for b in batches)),
+        ) from error
+
+
+def is_short(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and bool(
+        re.search(r"can't allocate memory|out of memory|not enough memory", str(error))
+    )
+
+
+def _peak(device: str) -> str:
+    if not device.startswith("cuda"):
+        return ""
+    peak, total = (
+        torch.cuda.max_memory_allocated(device),
+        torch.cuda.get_device_properties(device).total_memory,
+    )
+    return f"; peak {peak / 2**30:.1f} of {total / 2**30:.1f} GiB"
+
+
+def _advice(at_once: int, batch: int) -> str:
+    ways = "--checkpointing, --amp bf16, or smaller pictures"
+    if at_once == 1:
+        return f"one picture at a time is too much already: {ways}"
+    half = next(n for n in range(at_once // 2, 0, -1) if batch % n == 0)
+    return f"--device-batch {half} (the same batch in more parts), or let --auto-batch find it; or {ways}"

@@ -1,0 +1,114 @@
+"""Going on where a run stopped: which run, with which settings, from which state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detrcli import distributed, runs
+from detrcli.config import settings
+from detrcli.errors import CheckpointError, UsageError, unknown
+from detrcli.train import state
+from detrcli.train.job import Job
+from detrcli.train.plan import HARMLESS, Plan, Request, changed, differences
+from detrcli.train.record import read_plan
+
+AUTO = "auto"
+_BUILT_IN = ("model", "config.", "lr_factors", "freeze")  # the state is of this very model and optimiser
+
+
+def find(resume: str | Path, request: Request, out: Path | None) -> Path | None:
+    """The run to go on with; with `auto` that of `--out`, else the newest unfinished one of the same data and model, if any."""
+    if str(resume) != AUTO:
+        return Path(resume) if Path(resume).exists() else runs.find(str(resume)).folder
+    if out is not None:
+        return out if state.exists(out) else None
+    found = [run for run in runs.root("train").glob("*") if state.exists(run) and _is_meant(run, request)]
+    return max(found, key=lambda run: (run / "run.json").stat().st_mtime, default=None)
+
+
+def _is_meant(run: Path, request: Request) -> bool:
+    about = runs.read(run) or {}
+    same = not request.data or about.get("data") == request.data
+    wanted = not request.model or str(about.get("model", "")).startswith(request.model)
+    return same and wanted and about.get("status") != "finished"
+
+
+def plan_of(folder: Path, request: Request, allow: Sequence[str]) -> Plan:
+    """The plan that the run was started with; what the request says otherwise must be among the changes allowed."""
+    stored = read_plan(folder)
+    known = {name.removeprefix("recipe.") for name in settings(stored)}
+    for name in allow:
+        if name not in known:
+            raise unknown("setting in --allow-change", name, known)
+    plan = changed(stored, request)
+    for name, (before, after) in differences(stored, plan).items():
+        _refuse(folder, name, before, after, allowed=name in allow or name in HARMLESS)
+    return plan
+
+
+def _refuse(folder: Path, name: str, before: Any, after: Any, *, allowed: bool) -> None:
+    if name.startswith(_BUILT_IN):
+        raise UsageError(
+            f"{folder} was started with {name} = {before}, which cannot become {after} on the way",
+            hint=f"start a new run from its weights: --weights {folder}",
+        )
+    if not allowed:
+        raise UsageError(
+            f"{folder} was started with {name} = {before}, and {after} was asked for now",
+            hint=f"leave it out, or change it knowingly: --allow-change {name}",
+        )
+
+
+def restore(job: Job, folder: Path) -> None:
+    """Take up the state of a run: what comes next is what would have come."""
+    kept = state.read(folder)
+    trainer = job.trainer
+    try:
+        job.net.load_state_dict(kept["model"])
+        groups = trainer.optimizer.state_dict()["param_groups"]  # the rates are the plan's, not the file's
+        trainer.optimizer.load_state_dict({"state": kept["optimizer"], "param_groups": groups})
+        if job.average is not None:
+            job.average.load(kept["average"] or job.net.state_dict())
+        trainer.scaler.load_state_dict(kept["scaler"])
+        job.step, job.scored, job.best, job.stale = (kept[n] for n in ("step", "scored", "best", "stale"))
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"the state in {folder} is of another model: {str(error).splitlines()[0]}",
+            hint=f"start a new run from its weights: --weights {folder}",
+        ) from error
+    job.notes.append(f"resumed at step {job.step} of {job.steps}")
+    job.notes += _about_machine(kept["machine"])
+
+
+def content(job: Job) -> dict[str, Any]:
+    """Everything the next step depends on."""
+    return {
+        "model": job.net.state_dict(),
+        "optimizer": job.trainer.optimizer.state_dict()["state"],
+        "average": None if job.average is None else job.average.state(),
+        "scaler": job.trainer.scaler.state_dict(),
+        "step": job.step,
+        "scored": job.scored,
+        "best": job.best,
+        "stale": job.stale,
+        "machine": _machine(),
+    }
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "devices": distributed.world_size(),
+    }
+
+
+def _about_machine(before: dict[str, Any]) -> list[str]:
+    """What makes the numbers differ in their last digits from those of an unbroken run."""
+    now = _machine()
+    other = [f"{name} {before[name]} then, {now[name]} now" for name in now if before.get(name) != now[name]]
+    return [f"not to the bit: {', '.join(other)}"] if other else []

@@ -1,0 +1,92 @@
+"""What `--resume` continues from: `state.pt`, and `state-before.pt`, the one that it replaced.
+
+A crash at any moment leaves one of the two whole: the new file is written beside them and takes its name when it is on the
+disk. Randomness is counted from the step, so no generator is among what is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detrcli.errors import CheckpointError
+from detrcli.files import replacing
+
+STATE, BEFORE = "state.pt", "state-before.pt"
+
+logger = logging.getLogger(__name__)
+
+
+def save(folder: Path, content: dict[str, Any]) -> None:
+    """Write the state; on failure a `DetrError`, and the old ones stay."""
+    path = folder / STATE
+    with replacing(path) as temporary:
+        try:
+            torch.save({**content, "sha256": digest(content)}, temporary)
+        except RuntimeError as error:  # torch's writer has no OSError for a full disk
+            raise OSError(str(error).splitlines()[0]) from error
+        if path.exists():
+            os.replace(path, folder / BEFORE)
+
+
+def exists(folder: Path) -> bool:
+    return (folder / STATE).exists() or (folder / BEFORE).exists()
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The newest whole state; only tensors and plain values are ever built from the file."""
+    try:
+        return _load(folder / STATE)
+    except CheckpointError as error:
+        if not (folder / BEFORE).exists():
+            raise
+        logger.warning("%s; going on from the one before it", error.message)
+        return _load(folder / BEFORE)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise _damaged(path, str(error).splitlines()[0]) from error
+    if state.pop("sha256", None) != digest(state):
+        raise _damaged(path, "its content has changed since it was written")
+    return state
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} cannot be read: {why}",
+        hint=f"start anew from its weights: --weights {path.with_name('last.safetensors')}",
+    )
+
+
+def digest(value: Any) -> str:
+    """A sha256 over tensors and plain values; torch's own format does not notice a flipped bit."""
+    running = hashlib.sha256()
+    for piece in _pieces(value):
+        running.update(piece)
+    return running.hexdigest()
+
+
+def _pieces(value: Any) -> Iterator[bytes]:
+    if isinstance(value, Mapping):
+        for key in value:
+            yield f"{key!r}:".encode()
+            yield from _pieces(value[key])
+    elif isinstance(value, (list, tuple)):
+        yield f"[{len(value)}".encode()
+        for item in value:
+            yield from _pieces(item)
+    elif isinstance(value, Tensor):
+        yield f"{value.dtype}{tuple(value.shape)}".encode()
+        yield value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    else:
+        yield repr(value).encode()

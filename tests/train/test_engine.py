@@ -1,0 +1,413 @@
+"""What a run can be asked for, and that each wish survives a stop: averaged weights, 16 bits, freezing, an end when nothing improves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from detrcli.errors import CheckpointError, DetrError, NonFiniteError, UsageError
+from detrcli.plugins import resolve
+from detrcli.train import estimate, guard, machine, run, state
+from detrcli.train.ema import Average
+from detrcli.train.job import assemble
+from detrcli.train.plan import Request, make_plan
+from detrcli.train.run import train
+from detrcli.train.thrift import freeze, recompute
+from tests.train.conftest import Watch, losses
+
+STOP = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+
+
+def stopped_and_resumed(request, folder, at=6):
+    halved = train(request, out=folder, watch=Watch(at, STOP))
+    assert halved.stopped_by == signal.SIGTERM
+    assert halved.steps == at + 1
+    return train(Request(), resume=folder)
+
+
+def same_state(one, other):
+    ours, theirs = state.read(one), state.read(other)
+    ours.pop("machine"), theirs.pop("machine")
+    return state.digest(ours) == state.digest(theirs)
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"ema": 0.9},
+        {"amp": "bf16"},
+        {"amp": "fp16"},
+        {"device_batch": 2},
+        {"group_by_aspect": True, "workers": 2},
+        {"freeze": ("backbone",), "checkpointing": True},
+        {"model": "lite_dino/tiny"},
+        {"patience": 5, "eval_every": 2},
+    ],
+    ids=lambda wish: " ".join(wish),
+)
+def test_every_wish_survives_a_stop_to_the_bit(ask, tmp_path, wish):
+    straight = train(ask(**wish), out=tmp_path / "straight")
+    resumed = stopped_and_resumed(ask(**wish), tmp_path / "halved")
+    assert losses(straight.folder) == losses(resumed.folder)
+    assert same_state(straight.folder, resumed.folder)
+    assert straight.metrics == resumed.metrics
+    for name in ("best.safetensors", "last.safetensors"):
+        assert (straight.folder / name).read_bytes() == (resumed.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("at", [4, 9], ids=["at the end of an epoch", "after the last step"])
+def test_a_stop_before_the_score_leaves_the_score_to_the_next(ask, tmp_path, at):
+    straight = train(ask(), out=tmp_path / "straight")
+    resumed = stopped_and_resumed(ask(), tmp_path / "halved", at)
+    assert json.loads((tmp_path / "halved" / "run.json").read_text())["status"] == "finished"
+    assert same_state(straight.folder, resumed.folder)
+    assert straight.metrics == resumed.metrics
+
+
+def test_averaged_weights_are_those_that_are_scored_and_kept(ask, tmp_path):
+    watch = Watch()
+    done = train(ask(ema=0.9, epochs=1), out=tmp_path / "run", watch=watch)
+    average, plain = watch.job.average.model.state_dict(), watch.job.net.state_dict()
+    kept = load_file(done.folder / "last.safetensors")
+    assert all(torch.equal(kept[name], average[name]) for name in kept)
+    assert not all(torch.equal(kept[name], plain[name]) for name in kept)
+
+
+def test_an_average_follows_its_formula():
+    model = torch.nn.Linear(2, 1)
+    average, wanted = Average(model, 0.5), model.weight.detach().clone()
+    for n in range(12):
+        with torch.no_grad():
+            model.weight.add_(1)
+        decay = min(0.5, (1 + n) / (10 + n))
+        wanted = decay * wanted + (1 - decay) * model.weight.detach()
+        average.update(model)
+    assert torch.allclose(average.model.weight, wanted)
+
+
+def test_fp16_lowers_its_scale_when_gradients_overflow(ask, tmp_path):
+    def overflow():
+        watch.before = {n: v.clone() for n, v in watch.job.net.state_dict().items()}
+        watch.job.trainer.scaler.update(2.0**60)
+
+    def look(step):
+        if step.number == 3:
+            after = watch.job.net.state_dict()
+            watch.kept = all(torch.equal(watch.before[n], after[n]) for n in after)
+        Watch.step(watch, step)
+
+    watch = Watch(2, overflow)
+    watch.step = look
+    train(ask(amp="fp16", epochs=1), out=tmp_path / "run", watch=watch)
+    assert watch.kept  # a step that overflowed is not taken
+    assert state.read(tmp_path / "run")["scaler"]["scale"] < 2.0**60
+
+
+def test_losses_and_boxes_are_computed_in_full_precision(ask):
+    job = assemble(make_plan(ask(amp="fp16")))
+    (parts, *_) = job.loader.steps(0)
+    seen = []
+    criterion = job.trainer.learner.learner.criterion
+    original = type(criterion).layer_losses
+
+    def look(self, logits, boxes, *rest, **more):
+        seen.append((logits.dtype, boxes.dtype, torch.is_autocast_enabled("cpu")))
+        return original(self, logits, boxes, *rest, **more)
+
+    type(criterion).layer_losses = look
+    try:
+        job.trainer.step(parts, 0, 0, 1.0)
+    finally:
+        type(criterion).layer_losses = original
+    assert seen == [(torch.float32, torch.float32, False)]
+
+
+def test_patience_ends_a_run_that_does_not_improve(ask, tmp_path):
+    watch = Watch()
+    done = train(ask(epochs=9, lr=0.0, patience=2), out=tmp_path / "run", watch=watch)
+    assert len(watch.scores) == 3  # the first, and two that are no better
+    assert done.steps == 15
+    assert done.stopped_by is None
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
+    assert train(Request(), resume=tmp_path / "run").steps == 15  # and stays ended
+
+
+def test_frozen_parts_stay_as_they_are(ask, tmp_path):
+    watch = Watch()
+    before = assemble(make_plan(ask())).net.state_dict()
+    train(ask(freeze=("backbone", r"class_(head|embed)"), epochs=1), out=tmp_path / "run", watch=watch)
+    after = watch.job.net.state_dict()
+    frozen = {n for n, p in watch.job.net.named_parameters() if not p.requires_grad}
+    assert any(n.startswith("backbone") for n in frozen)
+    assert all(torch.equal(before[n], after[n]) for n in frozen)
+    assert not all(torch.equal(before[n], after[n]) for n in before)
+
+
+@pytest.mark.parametrize("names", [("nek",), ("",), ("(",)])
+def test_freezing_nothing_or_everything_is_refused(names):
+    model = resolve("detr/tiny")
+    with pytest.raises(UsageError, match="--freeze"):
+        freeze(model.build(3), model, names)
+
+
+@pytest.mark.parametrize("name", ["detr/tiny", "lite_dino/tiny", "dynamic_detr/tiny", "d2etr/tiny"])
+def test_what_is_computed_twice_comes_out_the_same(ask, name):
+    one, other = (assemble(make_plan(ask(model=name, checkpointing=c))) for c in (False, True))
+    assert recompute(resolve(name).build(3), resolve(name)) >= 3
+    for job in (one, other):
+        job.net.train()
+        (parts, *_) = job.loader.steps(0)
+        job.trainer.step(parts, 0, 0, 1.0)
+    pairs = zip(one.net.parameters(), other.net.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_computing_twice_keeps_less():
+    """Counted in what autograd holds, not in what the process does."""
+
+    def held(net):
+        total = 0
+
+        def count(tensor):
+            nonlocal total
+            total += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            net(torch.zeros(1, 3, 64, 64))
+        return total
+
+    model = resolve("deformable_detr/tiny")
+    net = model.build(3).train()
+    plain = held(net)
+    recompute(net, model)
+    assert held(net) < 0.6 * plain
+
+
+def test_settings_of_a_resumed_run_are_kept_or_changed_knowingly(ask, tmp_path):
+    folder = tmp_path / "run"
+    train(ask(), out=folder, watch=Watch(6, STOP))
+    train(ask(steps=8, workers=1), resume=folder)  # the same again; what changes no number may be otherwise
+    with pytest.raises(UsageError, match=r"started with lr = 0\.\d+, and 0\.5 was asked") as caught:
+        train(Request(lr=0.5), resume=folder)
+    assert "--allow-change lr" in caught.value.hint
+    with pytest.raises(UsageError, match="cannot become"):
+        train(Request(changes={"model.num_queries": 7}), resume=folder, allow_change=["config.num_queries"])
+    with pytest.raises(UsageError, match="unknown setting in --allow-change"):
+        train(Request(), resume=folder, allow_change=["learning_rate"])
+    watch = Watch()
+    train(
+        Request(lr=1e-6, epochs=3, steps=9),
+        resume=folder,
+        allow_change=["lr", "epochs", "lr_drop"],
+        watch=watch,
+    )
+    assert max(g["lr"] / g["factor"] for g in watch.job.trainer.optimizer.param_groups) <= 1e-6
+    assert json.loads((folder / "plan.json").read_text())["recipe"]["lr"] == 1e-6
+
+
+def test_auto_takes_the_unfinished_run_of_the_same_work(ask, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETR_RUNS", str(tmp_path))
+    first = train(ask(), resume="auto", watch=Watch(2, STOP))  # none yet: a new one
+    other = train(ask(model="deformable_detr/tiny"), resume="auto")
+    assert other.folder != first.folder
+    ended = train(ask(), resume="auto")
+    assert ended.folder == first.folder
+    assert ended.steps == 10
+    assert train(ask(), resume="auto").folder != first.folder  # that one is finished
+
+
+def test_a_state_that_was_damaged_gives_way_to_the_one_before(ask, tmp_path, caplog):
+    folder = tmp_path / "run"
+    train(ask(), out=folder, watch=Watch(6, STOP))
+    content = bytearray((folder / "state.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "state.pt").write_bytes(content)
+    assert state.read(folder)["step"] == 5
+    assert "going on from the one before" in caplog.text
+    (folder / "state-before.pt").unlink()
+    with pytest.raises(CheckpointError, match="has changed since it was written"):
+        state.read(folder)
+
+
+def test_nobody_else_trains_into_the_folder(ask, tmp_path):
+    with pytest.raises(DetrError, match="another process is training in"):
+        train(ask(), out=tmp_path / "run", watch=Watch(6, lambda: train(Request(), resume=tmp_path / "run")))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(ask, tmp_path):
+    """Weights, optimiser and the step to go on with are those of the step before."""
+    watch = Watch()
+
+    def spoil():
+        watch.kept = state.digest({n: v.clone() for n, v in watch.job.net.state_dict().items()})
+        criterion = watch.job.trainer.learner.learner.criterion
+        watch.job.trainer.learner.learner.criterion = lambda *a: spoiled(criterion(*a))
+
+    def spoiled(losses):
+        terms = {**losses.terms, "giou_0": torch.tensor(float("nan"))}
+        return replace(losses, total=losses.total * float("nan"), terms=terms)
+
+    watch.at, watch.do = 3, spoil
+    with pytest.raises(NonFiniteError, match=r"step 4 .*terms: giou_0; lr .*pictures: \d+, \d+") as caught:
+        train(ask(), out=tmp_path / "run", watch=watch)
+    assert caught.value.exit_code == 1
+    assert "--allow-change lr" in caught.value.hint
+    kept = state.read(tmp_path / "run")
+    assert kept["step"] == 4
+    assert state.digest(kept["model"]) == watch.kept
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    assert train(Request(), resume=tmp_path / "run").steps == 10
+
+
+def test_too_little_memory_is_told_with_a_way_on(ask, tmp_path):
+    watch = Watch()
+
+    def shorten():
+        def forward(*args):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+        watch.job.trainer.learner.learner.forward = forward
+
+    watch.at, watch.do = 1, shorten
+    with pytest.raises(guard.MemoryShortError, match="step 2: 4 pictures at once of 64 x 64") as caught:
+        train(ask(), out=tmp_path / "run", watch=watch)
+    assert "--device-batch 2" in caught.value.hint
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def test_the_largest_batch_is_the_first_that_fits():
+    tried = []
+
+    def attempt(size):
+        tried.append(size)
+        if size > 5:
+            raise guard.MemoryShortError("too much")
+
+    assert estimate.largest(12, attempt) == 4
+    assert tried == [12, 6, 4]
+    with pytest.raises(guard.MemoryShortError):
+        estimate.largest(12, lambda size: attempt(99))
+
+
+def test_the_worst_batch_is_a_step_like_any_other(ask):
+    job = assemble(make_plan(ask()))
+    job.net.train()
+    worst = estimate.worst_batch(job, 2)
+    step = job.trainer.step([worst], 0, 0, 1.0)
+    assert step.loss > 0
+    assert max(worst.images.shape[-2:]) == job.model.variant.preprocess.long_side
+
+
+def test_auto_batch_says_that_it_needs_a_gpu(ask):
+    with pytest.raises(UsageError, match="--auto-batch fills the memory of a GPU"):
+        estimate.with_largest_batch(make_plan(ask()))
+
+
+def test_an_estimate_counts_and_writes_nothing(ask, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETR_RUNS", str(tmp_path / "runs"))
+    tried = estimate.estimate(make_plan(ask(batch_size=8, device_batch=2)), devices=2)
+    assert (tried.images, tried.classes, tried.val_images) == (20, 3, 7)
+    assert (tried.at_once, tried.parts, tried.devices) == (2, 2, 2)
+    assert (tried.steps, tried.steps_per_epoch) == (4, 2)
+    assert tried.parameters >= tried.learned > 200_000
+    assert tried.seconds > 0
+    assert tried.peak_bytes > 2**20
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_disk_without_room_is_told_before_the_first_step(ask, tmp_path, monkeypatch):
+    usage = machine.shutil.disk_usage(tmp_path)._replace(free=10_000_000)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder: usage)
+    assert train(ask(steps=1), out=tmp_path / "small").steps == 1
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder: usage._replace(free=1_000_000))
+    with pytest.raises(DetrError, match="GiB free; the run's checkpoints need"):
+        train(ask(steps=1), out=tmp_path / "smaller")
+
+
+@pytest.mark.parametrize(
+    ("files", "allowed", "wanted"),
+    [
+        ({}, 6, 6),
+        ({"cpu.max": "max 100000"}, 6, 6),
+        ({"cpu.max": "250000 100000"}, 6, 2),
+        ({"cpu.max": "20000 100000"}, 6, 1),
+        ({"cpu.cfs_quota_us": "300000", "cpu.cfs_period_us": "100000"}, 6, 3),
+        ({"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"}, 6, 6),
+    ],
+)
+def test_processors_are_those_that_the_container_allows(tmp_path, monkeypatch, files, allowed, wanted):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "_QUOTAS", (tmp_path / "cpu.max", tmp_path / "cpu.cfs_quota_us"))
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda process: set(range(allowed)))
+    assert machine.processors() == wanted
+
+
+def test_threads_are_shared_with_ranks_and_workers(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(machine, "processors", lambda: 8)
+    monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 64)
+    chosen = []
+    monkeypatch.setattr(machine.torch, "set_num_threads", chosen.append)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    machine.choose_threads(workers=1)
+    assert chosen == [3]
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    machine.choose_threads(workers=1)
+    assert chosen == [3]
+
+
+def test_compiling_changes_nothing_but_time(ask, monkeypatch):
+    """With the compiler left out: that the backbone is the compiled one, and is found under its own names."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    one, other = (assemble(make_plan(ask(compile=c))) for c in (False, True))
+    assert one.net.state_dict().keys() == other.net.state_dict().keys()
+    assert "the backbone is compiled" in " ".join(other.notes)
+    (parts, *_) = one.loader.steps(0)
+    assert one.trainer.step(parts, 0, 0, 1.0).loss == pytest.approx(other.trainer.step(parts, 0, 0, 1.0).loss)
+
+
+def test_deterministic_asks_torch_for_it(ask):
+    try:
+        assemble(make_plan(ask(deterministic=True)))
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"ema": 1.5}, "--ema needs a decay between 0 and 1"),
+        ({"device_batch": 3}, "cannot be made of parts of 3"),
+        ({"data": None}, "train needs data and a model"),
+    ],
+)
+def test_wishes_that_mean_nothing_are_told(ask, wish, said):
+    with pytest.raises(UsageError, match=said):
+        make_plan(ask(**wish))
+
+
+def test_a_disk_that_is_full_for_a_while_costs_nothing(ask, tmp_path, monkeypatch, caplog):
+    """Every save of the first epoch fails: the run goes on, and its last state is whole."""
+    real, calls = state.save, []
+
+    def save(folder, content):
+        calls.append(content["step"])
+        if content["step"] <= 5:
+            raise DetrError("cannot write state.pt: No space left on device")
+        real(folder, content)
+
+    monkeypatch.setattr(run.state, "save", save)
+    done = train(ask(save_every=0.0), out=tmp_path / "run")
+    assert done.steps == 10
+    assert calls[:5] == [1, 2, 3, 4, 5]
+    assert "training goes on, and tries again" in caplog.text
+    assert state.read(tmp_path / "run")["step"] == 10

@@ -1,0 +1,316 @@
+"""What a run survives, with real processes, real signals and disks that fail: nothing is ever half written or silently lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from detrcli import files
+from detrcli.data.catalog import resolve
+from detrcli.errors import CheckpointError, DataError, DetrError
+from detrcli.train import state
+from detrcli.train.plan import Request
+from detrcli.train.run import train
+from tests.train.conftest import losses
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+
+
+def forked(how, shapes, folder, seed, times, limit):
+    words = [sys.executable, "-m", "tests.train.forked", how, str(shapes), str(folder), str(seed), str(times)]
+    done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, timeout=limit)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def hexes(run):
+    return {step: loss.hex() for step, loss in losses(run).items()}
+
+
+def assert_same_run(straight, other):
+    assert hexes(straight) == hexes(other)
+    for name in ("best.safetensors", "last.safetensors"):
+        assert (straight / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_killed_anywhere_it_goes_on_as_if_nothing_had_happened(shapes, tmp_path):
+    """SIGKILL at random moments of thirty steps with a state after each: while computing, saving, scoring, starting.
+
+    KILLS=200 looks closer.
+    """
+    times = int(os.environ.get("KILLS", "20"))
+    told = forked("kill", shapes, tmp_path, 0, times, 60 + 4 * times)
+    assert told["hits"] == times
+    assert told["codes"].count(-signal.SIGKILL) >= times // 2
+    assert_same_run(tmp_path / "straight", tmp_path / "hit")
+
+
+def test_asked_to_stop_it_saves_at_once_and_goes_on_exactly(shapes, tmp_path):
+    told = forked("stop", shapes, tmp_path, 1, 12, 150)
+    assert set(told["codes"]) <= {
+        143,
+        -signal.SIGTERM,
+        0,
+    }  # before handlers stand, a signal ends it as any process
+    assert told["codes"].count(143) >= 3
+    assert told["longest"] < 5
+    assert_same_run(tmp_path / "straight", tmp_path / "hit")
+
+
+def test_a_second_signal_ends_it_at_once(shapes, tmp_path):
+    """The step at hand takes for ever here; the first signal waits for it, the second does not."""
+    code = (
+        "import sys, time; from detrcli.train import loop, run; from detrcli.train.plan import Request;"
+        "slow = lambda *a, **k: (print('in', flush=True), time.sleep(600));"
+        "loop.Trainer.step = slow;"
+        f"run.train(Request(data={str(shapes)!r}, model='detr/tiny', device='cpu'), out=sys.argv[1])"
+    )
+    words = [
+        sys.executable,
+        "-c",
+        code.replace("sys.argv[1]", f"__import__('pathlib').Path({str(tmp_path / 'run')!r})"),
+    ]
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "in\n"
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=5)
+    assert process.returncode != 0
+
+
+def content(step):
+    return {"step": step, "model": {"w": torch.full((1000,), float(step))}}
+
+
+@pytest.mark.parametrize("ending", ["dies", "fails"])
+def test_a_state_is_old_or_new_wherever_the_writing_breaks_off(tmp_path, ending, monkeypatch):
+    """Every call to the system on the way: the process ends there, or the disk says no."""
+    broken = 0
+    for at in range(1, 40):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        state.save(folder, content(1))
+        state.save(folder, content(2))
+        if not (_dies(folder, at) if ending == "dies" else _fails(folder, at, monkeypatch)):
+            break
+        broken += 1
+        kept = state.read(folder)
+        assert kept["step"] in (1, 2, 3)
+        assert torch.equal(kept["model"]["w"], content(kept["step"])["model"]["w"])
+    assert broken >= 5
+
+
+CALLS = [
+    (os, "fsync"),
+    (os, "replace"),
+    (files.tempfile, "mkstemp"),
+    (Path, "replace"),
+    (Path, "chmod"),
+    (os, "close"),
+]
+
+
+def _counting(at, act):
+    """Versions of the calls of which the `at`-th, all together, acts instead."""
+    count = 0
+
+    def wrap(real):
+        def call(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count == at:
+                act()
+            return real(*args, **kwargs)
+
+        return call
+
+    return {(owner, name): wrap(getattr(owner, name)) for owner, name in CALLS}
+
+
+def _dies(folder, at):
+    pid = os.fork()
+    if pid == 0:
+        for (owner, name), call in _counting(at, lambda: os._exit(9)).items():
+            setattr(owner, name, call)
+        state.save(folder, content(3))
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+
+
+def _fails(folder, at, monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        for (owner, name), call in _counting(at, full).items():
+            patched.setattr(owner, name, call)
+        try:
+            state.save(folder, content(3))
+        except (DetrError, OSError):
+            return True
+    return False
+
+
+def limited(size):
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    return limit
+
+
+def test_a_disk_that_stays_full_ends_in_an_error_that_says_so(shapes, tmp_path):
+    """No file may grow beyond 400 kB: metrics fit, weights do not. The training is done, the exit code is not 0."""
+    words = [
+        "train",
+        str(shapes),
+        "-m",
+        "detr/tiny",
+        "--batch-size",
+        "4",
+        "--epochs",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "detrcli", *words],
+        capture_output=True, text=True, env=ENVIRONMENT, preexec_fn=limited(400_000), timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "training goes on, and tries again" in done.stderr
+    assert "not all of it could be written" in done.stderr
+    assert sorted(losses(tmp_path / "run")) == [0, 1, 2, 3, 4]
+    assert not list((tmp_path / "run").glob(".*.tmp"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_on_a_small_disk_the_run_is_refused_before_it_starts(shapes, tmp_path):
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("this container may not mount")
+    try:
+        with pytest.raises(DetrError, match="GiB free"):
+            train(Request(data=str(shapes), model="detr/tiny", device="cpu"), out=place / "run")
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_told(shapes, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(DetrError, match="cannot make"):
+        train(Request(data=str(shapes), model="detr/tiny", device="cpu"), out=tmp_path / "closed" / "run")
+
+
+def test_a_folder_that_is_a_file_is_told(shapes, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DetrError, match=r"cannot make .*file"):
+        train(Request(data=str(shapes), model="detr/tiny", device="cpu"), out=tmp_path / "file" / "run")
+
+
+@pytest.fixture
+def spoiled(shapes, tmp_path):
+    """The little data set with two pictures that cannot be read and a box without area."""
+    folder = tmp_path / "spoiled"
+    shutil.copytree(shapes, folder)
+    pictures = sorted((folder / "train").iterdir())
+    pictures[3].write_bytes(pictures[3].read_bytes()[:200])
+    pictures[8].write_text("<html>")
+    annotations = folder / "annotations" / "instances_train.json"
+    document = json.loads(annotations.read_text())
+    document["annotations"][0]["bbox"][2] = 0
+    annotations.write_text(json.dumps(document))
+    return folder, {pictures[3].name, pictures[8].name}
+
+
+def test_bad_data_stops_the_run_and_is_named(spoiled, tmp_path):
+    folder, names = spoiled
+    with pytest.raises(DataError) as caught:
+        train(
+            Request(data=str(folder), model="detr/tiny", batch_size=4, epochs=1, device="cpu"),
+            out=tmp_path / "run",
+        )
+    assert any(name in caught.value.message for name in names)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_data_is_counted_and_named(spoiled, tmp_path, workers):
+    folder, names = spoiled
+    request = Request(data=str(folder), model="detr/tiny", batch_size=4, epochs=1, device="cpu", bad_data="skip",
+                      workers=workers)  # fmt: skip
+    train(request, out=tmp_path / "run")
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert set(told["skipped"]) == names
+    assert sorted(losses(tmp_path / "run")) == [0, 1, 2, 3, 4]
+
+
+def test_structure_that_is_broken_is_found_before_the_first_step(spoiled, tmp_path):
+    folder, _ = spoiled
+    annotations = folder / "annotations" / "instances_train.json"
+    document = json.loads(annotations.read_text())
+    document["annotations"][1]["bbox"] = [1, 2, float("nan"), 4]
+    annotations.write_text(json.dumps(document))
+    request = Request(data=str(folder), model="detr/tiny", batch_size=4, steps=1, device="cpu")
+    with pytest.raises(DataError, match="NaN"):
+        train(request, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert train(Request(**{**{f: getattr(request, f) for f in request.__slots__}, "bad_data": "skip"}),
+                 out=tmp_path / "run").steps == 1  # fmt: skip
+
+
+def test_one_picture_no_validation_and_classes_without_objects(tmp_path, shapes):
+    folder = tmp_path / "one"
+    shutil.copytree(shapes, folder)
+    shutil.rmtree(folder / "val")
+    (folder / "annotations" / "instances_val.json").unlink()
+    annotations = folder / "annotations" / "instances_train.json"
+    document = json.loads(annotations.read_text())
+    keep = document["images"][:1]
+    document["images"] = keep
+    document["annotations"] = [a for a in document["annotations"] if a["image_id"] == keep[0]["id"]]
+    document["categories"].append({"id": 99, "name": "unseen"})
+    annotations.write_text(json.dumps(document))
+    told = []
+
+    class Watch:
+        def begins(self, job):
+            told.extend(job.notes)
+
+        def step(self, step): ...
+        def evaluated(self, step, result, best): ...
+        def ended(self): ...
+
+    done = train(Request(data=str(folder), model="detr/tiny", batch_size=4, epochs=2, device="cpu"),
+                 out=tmp_path / "run", watch=Watch())  # fmt: skip
+    assert done.steps == 2
+    assert done.metrics == {}
+    assert "no validation split" in " ".join(told)
+    assert (tmp_path / "run" / "best.safetensors").exists()
+    assert len(resolve(str(folder), "train").categories) == 4
+
+
+def test_what_is_no_run_cannot_be_resumed(tmp_path):
+    with pytest.raises(CheckpointError, match="no training run"):
+        train(Request(), resume=tmp_path)
