@@ -42,7 +42,7 @@ demo: install    ## train, evaluate and predict on drawn pictures; a few minutes
 	@echo "  detr zoo list                             what else there is"
 
 test: install    ## everything
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 25
 
 sanitize: install ## the operators under AddressSanitizer and UBSan; many minutes
 	$(BIN)/python -m pytest -m sanitizers tests/ops
