@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
 import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in children: tests run side by side
 
 GOLDENS = Path(__file__).parent / "goldens"
 
