@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d, roi_align
 
+from detrcli import ops
 from detrcli.errors import UsageError
 from detrcli.plugins import resolve
 from detrcli.profile import sizes as profiling
@@ -136,6 +137,8 @@ def test_fvcore_agrees_where_both_can_count(name, parts):
         Plain(model.build().eval()), (torch.zeros(1, 3, 96, 128), torch.zeros(1, 96, 128, dtype=torch.bool))
     )
     theirs.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    with ops.use("reference"):  # fvcore traces, and does not know operators of ours
+        theirs.total()
     for part in parts:
         operators = theirs.by_module_and_operator()[f"model.{part}"]
         assert ours[part] == sum(v for k, v in operators.items() if "norm" not in k and "upsample" not in k)
@@ -159,19 +162,24 @@ def test_our_native_operators_cost_what_plain_torch_does():
     if dispatch.wheel.cpu is None:
         pytest.skip(dispatch.wheel.reason)
     shapes = ((6, 8), (3, 4))
-    value, offsets = torch.zeros(1, 60, 2, 4), torch.zeros(1, 5, 2, 2, 3, 2)
-    calls = {
-        "msda": lambda form: msda(value, shapes, offsets, torch.zeros(1, 5, 2, 2, 3), form=form),
-        "fused": lambda form: msda_fused(
-            value, shapes, torch.zeros(1, 5, 2, 2), offsets, torch.zeros(1, 5, 2, 6), form=form
-        ),
-    }
-    for call in calls.values():
-        native, plain = (
-            count(Wrap(nn.Identity(), lambda m, x, f=form, c=call: c(f)), {}, 1, (H, W)).total
-            for form in ("native", "reference")
+    with torch.device("meta"):
+        value, offsets = torch.zeros(1, 60, 2, 4), torch.zeros(1, 5, 2, 2, 3, 2)
+        weights, reference, logits = (
+            torch.zeros(1, 5, 2, 2, 3),
+            torch.zeros(1, 5, 2, 2),
+            torch.zeros(1, 5, 2, 6),
         )
-        assert native == plain == 4 * 5 * 2 * 2 * 3 * 4
+    native, flat = torch.ops.detrcli_ops, [6, 8, 3, 4]
+    calls = [
+        lambda: native.msda(value, flat, offsets, weights),
+        lambda: msda(value, shapes, offsets, weights),
+        lambda: native.msda_fused(value, flat, reference, offsets, logits, None),
+        lambda: msda_fused(value, shapes, reference, offsets, logits),
+    ]
+    for call in calls:
+        found = count(Wrap(nn.Identity(), lambda m, x, c=call: c()), {}, 1, (H, W))
+        assert found.total == 4 * 5 * 2 * 2 * 3 * 4
+        assert not found.unknown
 
 
 def test_three_quarters_of_the_positions_are_rarely_updated():
