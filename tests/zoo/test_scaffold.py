@@ -24,7 +24,8 @@ def install(source: Path, target: Path) -> dict[str, str]:
 
 def test_a_new_package_is_short_and_clean(tmp_path: Path):
     _, written = scaffold("Sparse-DETR", tmp_path, "Sparse DETR: Fewer Tokens")
-    assert sum(len(path.read_text().splitlines()) for path in written) <= 210
+    by_hand = [path for path in written if path.name != "golden.json"]  # which a command writes
+    assert sum(len(path.read_text().splitlines()) for path in by_hand) <= 210
     for check in (["check"], ["format", "--check"]):
         command = [sys.executable, "-m", "ruff", *check, "--config", str(ROOT / "pyproject.toml"), "."]
         run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
