@@ -85,10 +85,10 @@ def test_a_second_signal_ends_it_at_once(shapes, tmp_path):
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "in\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     process.communicate(timeout=5)
     assert process.returncode != 0
 
