@@ -8,7 +8,7 @@ OPS    := $(VENV)/.ops
 OPS_CUDA ?= AUTO
 DEMO   ?= lite_deformable/tiny
 
-.PHONY: help install demo test sanitize export-full lint docs bench clean
+.PHONY: help install demo test test-long sanitize export-full lint docs bench clean
 help:            ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -41,8 +41,11 @@ demo: install    ## train, evaluate and predict on drawn pictures; a few minutes
 	@echo "  detr profile --model $(DEMO) --by-part    what it costs"
 	@echo "  detr zoo list                             what else there is"
 
-test: install    ## everything
+test: install    ## everything that takes less than a minute
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 25
+
+test-long: install ## what takes longer: more families exported, ranks that hang and restart, many kills
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m long
 
 sanitize: install ## the operators under AddressSanitizer and UBSan; many minutes
 	$(BIN)/python -m pytest -m sanitizers tests/ops

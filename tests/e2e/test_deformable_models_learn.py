@@ -10,7 +10,12 @@ from detrcli.train.run import train
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "ap50"), [("deformable_detr", 0.45), ("lite_deformable", 0.45), ("lite_dino", 0.55)]
+    ("model", "ap50"),
+    [
+        ("deformable_detr", 0.45),
+        ("lite_deformable", 0.45),
+        pytest.param("lite_dino", 0.55, marks=pytest.mark.long),
+    ],
 )
 def test_tiny_learns_shapes(tmp_path, model, ap50):
     request = Request(data="shapes", model=f"{model}/tiny", device="cpu", epochs=2, eval_every=2)

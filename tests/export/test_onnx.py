@@ -32,7 +32,13 @@ SPECIAL = {
 }
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+SHORT = ("detr", "deformable_detr", "dynamic_detr")  # every operator that is special is in one of them
+
+
+@pytest.fixture(
+    scope="module",
+    params=[f if f in SHORT else pytest.param(f, marks=pytest.mark.long) for f in FAMILIES],
+)
 def exported(request, make):
     return make(request.param)
 

@@ -22,7 +22,7 @@ def pictures(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "family", ["detr", "d2etr"]
+    "family", ["detr", pytest.param("d2etr", marks=pytest.mark.long)]
 )  # d2etr's scores need more answers than logits and boxes
 def test_predict_finds_the_same(family, make, pictures, tmp_path):
     exported = make(family)

@@ -130,6 +130,7 @@ print(json.dumps(Watch.held))
 """
 
 
+@pytest.mark.long
 def test_memory_is_flat_over_epochs_with_two_workers(tmp_path):
     """Of this process and its workers: five epochs, after two to warm up, may not add more than a few pictures."""
     done = subprocess.run(

@@ -43,6 +43,7 @@ def assert_same_run(straight, other):
         assert (straight / name).read_bytes() == (other / name).read_bytes()
 
 
+@pytest.mark.long
 def test_killed_anywhere_it_goes_on_as_if_nothing_had_happened(shapes, tmp_path):
     """SIGKILL at random moments of thirty steps with a state after each: while computing, saving, scoring, starting.
 
@@ -55,6 +56,7 @@ def test_killed_anywhere_it_goes_on_as_if_nothing_had_happened(shapes, tmp_path)
     assert_same_run(tmp_path / "straight", tmp_path / "hit")
 
 
+@pytest.mark.long
 def test_asked_to_stop_it_saves_at_once_and_goes_on_exactly(shapes, tmp_path):
     told = forked("stop", shapes, tmp_path, 1, 12, 150)
     assert set(told["codes"]) <= {

@@ -161,6 +161,7 @@ def test_the_death_of_a_rank_ends_the_job_and_the_last_state_stands(shapes, tmp_
     assert again.json["steps"] == kept["step"] + 3
 
 
+@pytest.mark.long
 def test_a_rank_that_hangs_ends_the_job_in_time(shapes, tmp_path):
     run = tmp_path / "run"
     process = subprocess.Popen(
@@ -178,6 +179,7 @@ def test_a_rank_that_hangs_ends_the_job_in_time(shapes, tmp_path):
     assert state.read(run)["step"] >= 5
 
 
+@pytest.mark.long
 def test_torchrun_starts_again_and_the_run_goes_on(shapes, tmp_path):
     """A worker is killed; all are started anew, and the same command finds its run."""
     run = tmp_path / "run"
@@ -243,6 +245,7 @@ def test_slurms_variables_are_those_of_torchrun():
     )  # a batch script
 
 
+@pytest.mark.long
 def test_slurms_tasks_join_each_other(shapes, tmp_path):
     """Two processes with the variables that srun sets, and nothing else."""
     run = tmp_path / "run"
