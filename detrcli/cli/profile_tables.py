@@ -99,6 +99,7 @@ def _part(row: Row, shown: Shown, part: str) -> dict[str, str]:
     if row.latency:
         seconds = row.latency.by_part.get(part, 0.0)
         cells["ms"] = f"{seconds * 1e3:.1f}"
+        cells["ms p90"] = f"{row.latency.by_part_p90.get(part, 0.0) * 1e3:.1f}"
     return cells
 
 

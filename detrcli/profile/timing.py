@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class Latency:
     p90: float
     runs: int
     by_part: dict[str, float]  # medians; the sum is a little more than the whole, for the looking costs time
+    by_part_p90: dict[str, float]
     memory: (
         int | None
     )  # most bytes at once: allocated on CUDA, resident beyond the weights on a CPU that says
@@ -68,9 +69,10 @@ def latencies(
             batch=batch,
             size=size,
             median=statistics.median(taken),
-            p90=sorted(taken)[min(len(taken) - 1, int(0.9 * len(taken)))],
+            p90=_p90(taken),
             runs=runs,
-            by_part=_medians(list(split), model),
+            by_part=_over_runs(list(split), model, statistics.median),
+            by_part_p90=_over_runs(list(split), model, _p90),
             memory=peak,
         )
         for model, taken, split, peak in zip(
@@ -140,11 +142,15 @@ class _Events(_Clock):
         return dict(found)
 
 
-def _medians(runs: list[dict[str, float]], model: Model) -> dict[str, float]:
+def _over_runs(
+    runs: list[dict[str, float]], model: Model, summary: Callable[[list[float]], float]
+) -> dict[str, float]:
     names = {name for run in runs for name in run}
-    return in_order(
-        {n: statistics.median(run.get(n, 0.0) for run in runs) for n in names}, list(model.family.parts)
-    )
+    return in_order({n: summary([run.get(n, 0.0) for run in runs]) for n in names}, list(model.family.parts))
+
+
+def _p90(taken: Sequence[float]) -> float:
+    return sorted(taken)[min(len(taken) - 1, int(0.9 * len(taken)))]
 
 
 STATUS, REFRESH = Path("/proc/self/status"), Path("/proc/self/clear_refs")
