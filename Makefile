@@ -43,7 +43,7 @@ demo: install    ## train, evaluate and predict on drawn pictures; a few minutes
 	@echo "  detr zoo list                             what else there is"
 
 test: install    ## everything that takes less than a minute
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 25
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 test-long: install ## what takes longer: more families exported, ranks that hang and restart, many kills
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m long
