@@ -20,7 +20,7 @@ import torch
 
 from detrcli.plugins import Model, models, resolve
 from detrcli.train.plan import Request
-from detrcli.train.run import resume, train
+from detrcli.train.run import train
 
 DOCS = Path(__file__).parent.parent / "docs"
 COLOURS = (
@@ -69,11 +69,8 @@ def run(model: Model, epochs: int, seed: int, runs: Path) -> Path:
     print(f"{model.name}, seed {seed} …", file=sys.stderr)
     before = json.loads(clock.read_text()) if clock.exists() else 0.0
     started = time.process_time()
-    if about.exists():
-        result = resume(folder)
-    else:
-        request = Request(data="shapes", model=model.name, epochs=epochs, seed=seed, device="cpu")
-        result = train(request, out=folder)
+    request = Request(data="shapes", model=model.name, epochs=epochs, seed=seed, device="cpu")
+    result = train(request, out=folder, resume="auto")
     clock.write_text(json.dumps(before + time.process_time() - started))
     if result.stopped_by:
         sys.exit(128 + result.stopped_by)
