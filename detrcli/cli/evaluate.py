@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from detrcli.cli import console
+from detrcli.cli.complete import data_names
+from detrcli.cli.options import AsJson, DataRoot, Device, ModelOrFile, TrainedWeights
 from detrcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,33 +31,31 @@ CLASS_COLUMNS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1
 
 
 def evaluate(
-    data: Annotated[str, typer.Argument(help="A data set: name, folder or COCO file.", metavar="DATA")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", "-m", help="FAMILY or FAMILY/VARIANT, see `detr zoo list`; or an exported file."
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="A data set: name, folder or COCO file.", metavar="DATA", autocompletion=data_names
         ),
-    ] = None,
-    weights: Annotated[str | None, typer.Option(help="A file, a run or OWNER/REPO on the Hub.")] = None,
+    ],
+    model: ModelOrFile = None,
+    weights: TrainedWeights = None,
     detections: Annotated[
         Path | None, typer.Option(help="Score this COCO results file; no model runs.")
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="Which part of the data set [default: val, or the only one].")
     ] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Where named data sets lie.")] = None,
+    data_root: DataRoot = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; without it the fastest.")
-    ] = None,
+    device: Device = None,
     devices: Annotated[int, typer.Option(min=1, help="Processes that share the images.")] = 1,
     amp: Annotated[Literal["bf16", "off"], typer.Option(help="Compute in 16 bits, or not.")] = "off",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
     scorer: Annotated[Scorer, typer.Option(help="What computes the numbers.")] = "auto",
     per_class: Annotated[bool, typer.Option("--per-class", help="Show a table of the classes.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compute the twelve COCO numbers, over all classes and for each.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from detrcli.cli import console
-from detrcli.cli.complete import model_names
+from detrcli.cli.options import AsJson, Device, ModelOrFile, TrainedWeights
 from detrcli.errors import DataError, DetrError, PartialError, UsageError
 
 if TYPE_CHECKING:
@@ -50,19 +50,8 @@ def predict(
     sources: Annotated[
         list[str], typer.Argument(help="Files, folders, globs, URLs, or - for stdin.", metavar="SOURCE…")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="FAMILY or FAMILY/VARIANT, see `detr zoo list`; or an exported file.",
-            autocompletion=model_names,
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="A file, a run or OWNER/REPO [default: the newest run, else the zoo's]."),
-    ] = None,
+    model: ModelOrFile = None,
+    weights: TrainedWeights = None,
     out: Annotated[
         str | None,
         typer.Option(help="A folder, or - for JSON lines on stdout [default: runs/predict/MODEL-N]."),
@@ -78,12 +67,12 @@ def predict(
         int | None, typer.Option(min=64, help="Also look at overlapping squares of that many pixels.")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures at a time [default: 1].")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps [default: the fastest].")] = None,
+    device: Device = None,
     amp: Annotated[Literal["bf16", "off"], typer.Option(help="Compute in 16 bits, or not.")] = "off",
     recursive: Annotated[
         bool, typer.Option("--recursive", "-r", help="Look into folders of folders.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find objects in pictures; draw them, and write them down.
 

@@ -11,6 +11,7 @@ import typer
 from detrcli.cli import console
 from detrcli.cli.complete import model_names
 from detrcli.cli.lazy import group
+from detrcli.cli.options import AsJson
 
 if TYPE_CHECKING:
     from detrcli.plugins.contract import Published, Weights
@@ -32,7 +33,6 @@ app = group(
     },
     help="Models, papers and weights.",
 )
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
 def list_models(
