@@ -261,9 +261,10 @@ def _published(published: Published | None) -> str:
 
     if published is None:
         return "nothing"
-    numbers = {key: value for key, value in to_plain(published).items() if value is not None}
-    source = numbers.pop("source")
-    return ", ".join(f"{key} {value:g}" for key, value in numbers.items()) + f" ({source})"
+    facts = to_plain(published)
+    numbers = [f"{key} {value:g}" for key, value in facts.items() if isinstance(value, (int, float))]
+    counted = f"; {published.difference}" if published.difference else ""
+    return f"{', '.join(numbers)} ({published.source}){counted}"
 
 
 def describe(weights: Weights) -> str:

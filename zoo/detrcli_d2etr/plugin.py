@@ -138,7 +138,7 @@ VARIANTS = (
     ),
     Variant(
         name="tiny",
-        summary="about half a million parameters, for tests and a first look; ours, not the paper's",
+        summary="for tests and a first look; ours, not the paper's",
         config=D2etrConfig(
             backbone=replace(
                 pvt_v2_linear(),

@@ -203,7 +203,7 @@ VARIANTS = (
     ),
     Variant(
         name="tiny",
-        summary="about 0.3 million parameters, for tests and a first look; ours, not the paper's",
+        summary="for tests and a first look; ours, not the paper's",
         config=DeformableDetrConfig(
             backbone=BackboneConfig(
                 name="test_resnet", levels=(3, 4), norm="group", frozen=(), pretrained=None

@@ -175,7 +175,7 @@ VARIANTS = (
     ),
     Variant(
         name="tiny",
-        summary="about half a million parameters, for tests and a first look; ours, not the paper's",
+        summary="for tests and a first look; ours, not the paper's",
         config=DetrConfig(
             backbone=BackboneConfig(
                 name="test_resnet", levels=(3,), norm="group", frozen=(), pretrained=None

@@ -147,7 +147,7 @@ VARIANTS = (
     ),
     Variant(
         name="tiny",
-        summary="about 0.4 million parameters, for tests and a first look; ours, not the paper's",
+        summary="for tests and a first look; ours, not the paper's",
         config=TINY,
         recipes=(TINY_RECIPE,),
         params=439_070,

@@ -130,7 +130,7 @@ VARIANTS = (
     ),
     Variant(
         name="tiny",
-        summary="about 0.5 million parameters, for tests and a first look; ours, not the paper's",
+        summary="for tests and a first look; ours, not the paper's",
         config=LiteDeformableConfig(
             host=TINY_HOST, encoder=Interleaving(high_levels=2, blocks=1, low_ffn=64)
         ),

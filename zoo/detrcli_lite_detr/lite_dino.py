@@ -75,7 +75,7 @@ VARIANTS = (
     _row("h2l2-2x3", SWIN_T, 48_227_256, (53.1, 71.4, 57.9, 36.6, 56.0, 68.8), 138, ONE_SIZE),
     Variant(
         name="tiny",
-        summary="about 0.5 million parameters, for tests and a first look; ours, not the paper's",
+        summary="for tests and a first look; ours, not the paper's",
         config=LiteDinoConfig(host=dino.TINY, encoder=Interleaving(high_levels=2, blocks=1, low_ffn=64)),
         recipes=(dino.TINY_RECIPE,),
         params=451_678,
