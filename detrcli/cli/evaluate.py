@@ -68,6 +68,14 @@ def evaluate(
             hint=f"detr eval {data} --model FAMILY, or --detections FILE",
         )
     if detections is not None:
+        _refuse(
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            devices=devices > 1,
+            amp=amp != "off",
+            limit=limit,
+        )
         from detrcli.evaluate.truth import load_truth
 
         dataset = load_truth(data, split, data_root, pictures=False)
@@ -88,6 +96,16 @@ def evaluate(
         }
         about["images_per_second"] = round(result.images_per_second, 3)
     _finish(coco, table, {"data": data, "split": split or "val", **about}, what, out, per_class, as_json)
+
+
+def _refuse(**options: object) -> None:
+    """Options for a model, where none runs."""
+    for name, given in options.items():
+        if given:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for models, and saved detections need none",
+                hint="leave it out, or give --model in place of --detections",
+            )
 
 
 def _score_saved(dataset: Dataset, path: Path, scorer: Scorer) -> tuple[CocoMetrics, DetectionTable]:

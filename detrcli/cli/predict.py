@@ -57,8 +57,12 @@ def predict(
         typer.Option(help="A folder, or - for JSON lines on stdout [default: runs/predict/MODEL-N]."),
     ] = None,
     formats: Annotated[
-        str, typer.Option("--format", help="Any of image, json, jsonl, coco, yolo, csv, crops; with commas.")
-    ] = "image,json",
+        str | None,
+        typer.Option(
+            "--format",
+            help="Any of image, json, jsonl, coco, yolo, csv, crops; with commas [default: image,json].",
+        ),
+    ] = None,
     conf: Annotated[float, typer.Option(min=0, max=1, help="Lowest score to keep.")] = 0.3,
     top: Annotated[int | None, typer.Option(min=1, help="At most this many objects a picture.")] = None,
     classes: Annotated[str | None, typer.Option(help="Only these: names or ids, with commas.")] = None,
@@ -81,7 +85,7 @@ def predict(
     console.settings.json = as_json
     if as_json and out == "-":
         raise UsageError("--json and --out - both want stdout", hint="leave one of them out")
-    forms = _forms(formats)
+    forms = _forms(formats, to_stdout=out == "-")
     predictor = _load(model, weights, device)
     tally = Tally(records=[] if as_json else None)
     settings = {"conf": conf, "top": top, "max_size": max_size, "tile": tile}
@@ -103,8 +107,14 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _forms(formats: str) -> list[str]:
-    return _words(formats) or ["image", "json"]
+def _forms(formats: str | None, *, to_stdout: bool) -> list[str]:
+    forms = _words(formats) or (["jsonl"] if to_stdout else ["image", "json"])
+    if to_stdout and forms != ["jsonl"]:
+        raise UsageError(
+            f"--out - writes JSON lines on stdout, no {', '.join(f for f in forms if f != 'jsonl')}",
+            hint="name a folder: --out FOLDER",
+        )
+    return forms
 
 
 def _words(text: str | None) -> list[str]:
