@@ -7,6 +7,7 @@ OPS    := $(VENV)/.ops
 # ON, OFF or AUTO: the CUDA operators too, where nvcc is (several minutes)
 OPS_CUDA ?= AUTO
 DEMO   ?= lite_deformable/tiny
+BENCH  ?= startup criterion
 
 .PHONY: help install demo test test-long sanitize export-full lint docs bench clean
 help:            ## what there is
@@ -61,9 +62,8 @@ lint: $(READY)   ## style, types, import directions
 docs: $(READY)   ## rewrite the generated pages: command reference, zoo table
 	$(BIN)/python docs/generate.py
 
-bench: install   ## measure; each figure is a ratio within one run
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/criterion.py
+bench: install   ## measure, ratios within one run: make bench BENCH="ops models convergence" and all others in benchmarks/
+	for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py || exit; done
 
 clean:           ## forget .venv and what was built
 	rm -rf $(VENV) build dist *.egg-info detrcli_ops/build
