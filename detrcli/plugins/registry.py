@@ -138,8 +138,9 @@ def _fault(plugin: Plugin) -> str | None:
         if not names or len(set(map(fold, names))) < len(names):
             return f"family {family.name!r} needs variants, each with a name of its own; it has {names}"
         for variant in family.variants:
-            if not isinstance(variant.params, int):
-                return f"{family.name}/{variant.name}: params is {variant.params!r}, not a whole number"
+            params: object = variant.params
+            if not isinstance(params, int):
+                return f"{family.name}/{variant.name}: params is {params!r}, not a whole number"
     return None
 
 

@@ -106,7 +106,6 @@ def test_nothing_readable_is_a_data_error(detr, pictures, tmp_path):
         (["--amp", "fp8"], "amp"),
         (["--tile", "3"], "tile"),
         (["--out", "-", "--format", "jsonl,csv"], "--out - writes JSON lines on stdout, no csv"),
-        (["--out", "-", "--json"], "both want stdout"),
     ],
 )
 def test_a_wrong_value_is_a_usage_error(detr, pictures, flags, said):
