@@ -115,6 +115,12 @@ def test_a_wrong_value_is_a_usage_error(detr, pictures, flags, said):
     assert "Traceback" not in ended.err
 
 
+def test_one_document_and_lines_do_not_share_stdout(detr, pictures):
+    ended = detr(pictures, "--model", "detr", "--out", "-", "--json")
+    assert ended.code == 2
+    assert "both want stdout" in json.loads(ended.out)["error"]["message"]
+
+
 def test_every_option_reaches_the_predictor(detr, pictures, monkeypatch):
     seen = {}
 
