@@ -160,11 +160,8 @@ def transformers_pipeline(model: str, folder: Path) -> tuple[Callable[[str], Any
 
 def ours(model: str, hub: Path, amp: bool) -> Callable[[str], Any]:
     import detrcli
-    from detrcli.nn.speed import keep_memory
 
     predictor = detrcli.load(model, weights=hub / "model.safetensors", device="cpu")
-    if os.environ.get("MALLOC", "1") == "1":
-        keep_memory()
     return lambda picture: next(predictor.predict(picture, conf=0.0, amp=amp))
 
 

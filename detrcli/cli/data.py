@@ -11,6 +11,7 @@ import typer
 from detrcli.cli import console
 from detrcli.cli.complete import data_names
 from detrcli.cli.lazy import group
+from detrcli.cli.options import AsJson, DataRoot
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,8 +42,6 @@ Data = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Argument(help="A new folder.")]
-Root = Annotated[Path | None, typer.Option("--data-root", help="Where named data sets lie.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
 def check(
@@ -51,8 +50,8 @@ def check(
     fix: Annotated[
         Path | None, typer.Option(help="Write a repaired copy (COCO) into this new folder.")
     ] = None,
-    data_root: Root = None,
-    as_json: Json = False,
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
 ) -> None:
     """Look for everything that spoils training or evaluation. Exit code 3 where there are errors."""
     from detrcli.data import check as checking
@@ -92,7 +91,7 @@ def _show_defects(defects: Defects) -> None:
             console.say(f"      {example}")
 
 
-def info(data: Data, data_root: Root = None, as_json: Json = False) -> None:
+def info(data: Data, data_root: DataRoot = None, as_json: AsJson = False) -> None:
     """Show splits, classes and sizes."""
     from detrcli.data.summary import summarise
 
@@ -137,8 +136,8 @@ def view(
     image: Annotated[
         list[str] | None, typer.Option(help="This picture, by file name; may be repeated.")
     ] = None,
-    data_root: Root = None,
-    as_json: Json = False,
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
 ) -> None:
     """Draw pictures with their boxes on one contact sheet."""
     from detrcli.data.sheet import sheet
@@ -201,8 +200,8 @@ def convert(
     data: Data,
     out: Out,
     to: Annotated[str, typer.Option(help="coco or yolo.")] = "coco",
-    data_root: Root = None,
-    as_json: Json = False,
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a data set in another format, pictures included."""
     from detrcli.data.write import WRITERS
@@ -224,8 +223,8 @@ def split_(
     test: Annotated[float, typer.Option(help="The part to keep for the end.")] = 0.0,
     source_split: Annotated[str, typer.Option("--from", help="The part to cut.")] = "train",
     seed: Annotated[int, typer.Option(help="The same seed cuts the same way.")] = 0,
-    data_root: Root = None,
-    as_json: Json = False,
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
 ) -> None:
     """Cut one part of a data set into train, val and test, every class in proportion, as a COCO folder."""
     from detrcli.data.split import split
@@ -244,7 +243,7 @@ def shapes(
     train: Annotated[int | None, typer.Option(help="Pictures to train on [default: the preset's].")] = None,
     val: Annotated[int | None, typer.Option(help="Pictures to evaluate on [default: the preset's].")] = None,
     seed: Annotated[int, typer.Option(help="The same seed draws the same pictures.")] = 0,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the synthetic data set as a COCO folder."""
     from detrcli.data.shapes import write_shapes

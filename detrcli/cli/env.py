@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+from detrcli.cli.options import AsJson
 
 
-def env(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
-) -> None:
+def env(as_json: AsJson = False) -> None:
     """Show versions, devices, kernels, caches and plugins, and why each is as it is."""
     from detrcli.cli import console
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from detrcli.cli import console
+from detrcli.cli.complete import data_names
+from detrcli.cli.options import AsJson, DataRoot, Device, ModelOrFile, TrainedWeights
 from detrcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,33 +31,31 @@ CLASS_COLUMNS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1
 
 
 def evaluate(
-    data: Annotated[str, typer.Argument(help="A data set: name, folder or COCO file.", metavar="DATA")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", "-m", help="FAMILY or FAMILY/VARIANT, see `detr zoo list`; or an exported file."
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="A data set: name, folder or COCO file.", metavar="DATA", autocompletion=data_names
         ),
-    ] = None,
-    weights: Annotated[str | None, typer.Option(help="A file, a run or OWNER/REPO on the Hub.")] = None,
+    ],
+    model: ModelOrFile = None,
+    weights: TrainedWeights = None,
     detections: Annotated[
         Path | None, typer.Option(help="Score this COCO results file; no model runs.")
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="Which part of the data set [default: val, or the only one].")
     ] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Where named data sets lie.")] = None,
+    data_root: DataRoot = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; without it the fastest.")
-    ] = None,
+    device: Device = None,
     devices: Annotated[int, typer.Option(min=1, help="Processes that share the images.")] = 1,
     amp: Annotated[Literal["bf16", "off"], typer.Option(help="Compute in 16 bits, or not.")] = "off",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
     scorer: Annotated[Scorer, typer.Option(help="What computes the numbers.")] = "auto",
     per_class: Annotated[bool, typer.Option("--per-class", help="Show a table of the classes.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compute the twelve COCO numbers, over all classes and for each.
 
@@ -68,6 +68,14 @@ def evaluate(
             hint=f"detr eval {data} --model FAMILY, or --detections FILE",
         )
     if detections is not None:
+        _refuse(
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            devices=devices > 1,
+            amp=amp != "off",
+            limit=limit,
+        )
         from detrcli.evaluate.truth import load_truth
 
         dataset = load_truth(data, split, data_root, pictures=False)
@@ -88,6 +96,16 @@ def evaluate(
         }
         about["images_per_second"] = round(result.images_per_second, 3)
     _finish(coco, table, {"data": data, "split": split or "val", **about}, what, out, per_class, as_json)
+
+
+def _refuse(**options: object) -> None:
+    """Options for a model, where none runs."""
+    for name, given in options.items():
+        if given:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for models, and saved detections need none",
+                hint="leave it out, or give --model in place of --detections",
+            )
 
 
 def _score_saved(dataset: Dataset, path: Path, scorer: Scorer) -> tuple[CocoMetrics, DetectionTable]:

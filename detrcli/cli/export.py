@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from detrcli.cli import console
-from detrcli.cli.complete import model_names
+from detrcli.cli.options import AsJson, Model
 from detrcli.config import parse_assignments
 from detrcli.errors import UsageError
 
@@ -17,12 +17,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", "-m", help="FAMILY or FAMILY/VARIANT, see `detr zoo list`.", autocompletion=model_names
-        ),
-    ] = None,
+    model: Model = None,
     weights: Annotated[
         str | None,
         typer.Option(help="A file, a run, OWNER/REPO, or random [default: the newest run, else the zoo's]."),
@@ -61,7 +56,7 @@ def export(
         str | None, typer.Option(help="A data set: the AP of the file must be the model's.", metavar="DATA")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Images of --verify-data to look at.")] = 100,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a model as ONNX, as a program of torch, or for OpenVINO, and prove that it answers the same.
 

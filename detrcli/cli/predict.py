@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from detrcli.cli import console
-from detrcli.cli.complete import model_names
+from detrcli.cli.options import AsJson, Device, ModelOrFile, TrainedWeights
 from detrcli.errors import DataError, DetrError, PartialError, UsageError
 
 if TYPE_CHECKING:
@@ -50,26 +50,19 @@ def predict(
     sources: Annotated[
         list[str], typer.Argument(help="Files, folders, globs, URLs, or - for stdin.", metavar="SOURCE…")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="FAMILY or FAMILY/VARIANT, see `detr zoo list`; or an exported file.",
-            autocompletion=model_names,
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="A file, a run or OWNER/REPO [default: the newest run, else the zoo's]."),
-    ] = None,
+    model: ModelOrFile = None,
+    weights: TrainedWeights = None,
     out: Annotated[
         str | None,
         typer.Option(help="A folder, or - for JSON lines on stdout [default: runs/predict/MODEL-N]."),
     ] = None,
     formats: Annotated[
-        str, typer.Option("--format", help="Any of image, json, jsonl, coco, yolo, csv, crops; with commas.")
-    ] = "image,json",
+        str | None,
+        typer.Option(
+            "--format",
+            help="Any of image, json, jsonl, coco, yolo, csv, crops; with commas [default: image,json].",
+        ),
+    ] = None,
     conf: Annotated[float, typer.Option(min=0, max=1, help="Lowest score to keep.")] = 0.3,
     top: Annotated[int | None, typer.Option(min=1, help="At most this many objects a picture.")] = None,
     classes: Annotated[str | None, typer.Option(help="Only these: names or ids, with commas.")] = None,
@@ -78,12 +71,12 @@ def predict(
         int | None, typer.Option(min=64, help="Also look at overlapping squares of that many pixels.")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures at a time [default: 1].")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps [default: the fastest].")] = None,
+    device: Device = None,
     amp: Annotated[Literal["bf16", "off"], typer.Option(help="Compute in 16 bits, or not.")] = "off",
     recursive: Annotated[
         bool, typer.Option("--recursive", "-r", help="Look into folders of folders.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find objects in pictures; draw them, and write them down.
 
@@ -92,7 +85,7 @@ def predict(
     console.settings.json = as_json
     if as_json and out == "-":
         raise UsageError("--json and --out - both want stdout", hint="leave one of them out")
-    forms = _forms(formats)
+    forms = _forms(formats, to_stdout=out == "-")
     predictor = _load(model, weights, device)
     tally = Tally(records=[] if as_json else None)
     settings = {"conf": conf, "top": top, "max_size": max_size, "tile": tile}
@@ -114,8 +107,14 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _forms(formats: str) -> list[str]:
-    return _words(formats) or ["image", "json"]
+def _forms(formats: str | None, *, to_stdout: bool) -> list[str]:
+    forms = _words(formats) or (["jsonl"] if to_stdout else ["image", "json"])
+    if to_stdout and forms != ["jsonl"]:
+        raise UsageError(
+            f"--out - writes JSON lines on stdout, no {', '.join(f for f in forms if f != 'jsonl')}",
+            hint="name a folder: --out FOLDER",
+        )
+    return forms
 
 
 def _words(text: str | None) -> list[str]:

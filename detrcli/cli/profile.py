@@ -10,6 +10,7 @@ import typer
 
 from detrcli.cli import console, profile_tables
 from detrcli.cli.complete import model_names
+from detrcli.cli.options import AsJson
 
 if TYPE_CHECKING:
     from detrcli.cli.profile_tables import Row
@@ -78,7 +79,7 @@ def profile(
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated on stdout.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table on stdout.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Count what models cost; nothing is downloaded, and nothing is run unless time is asked for."""
     console.settings.json = as_json

@@ -11,6 +11,7 @@ import typer
 from detrcli.cli import console
 from detrcli.cli.complete import run_names
 from detrcli.cli.lazy import group
+from detrcli.cli.options import AsJson, Yes
 
 if TYPE_CHECKING:
     from detrcli.runs import Run
@@ -24,7 +25,6 @@ app = group(
     },
     help="The trainings on this machine.",
 )
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Name = Annotated[
     str,
     typer.Argument(
@@ -108,7 +108,7 @@ def compare(runs: Names, html: Html = None, png: Png = None, as_json: AsJson = F
 
 def rm(
     runs: Names,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete the folders of runs. Asks first; what is no run, is running or is a link is refused, and then nothing is deleted."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detrcli.cli import console
-from detrcli.cli.complete import data_names, model_names, run_names
+from detrcli.cli.complete import data_names, run_names
 from detrcli.cli.live import Screen
+from detrcli.cli.options import DataRoot, Device, Model
 
 if TYPE_CHECKING:
     from detrcli.train.job import Job
@@ -26,12 +27,7 @@ def train(
             help="A name (shapes, coco), a folder or an annotation file.", autocompletion=data_names
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", "-m", help="FAMILY or FAMILY/VARIANT, see `detr zoo list`.", autocompletion=model_names
-        ),
-    ] = None,
+    model: Model = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Picks the recipe nearest to it [default: the recipe's].")
     ] = None,
@@ -69,7 +65,7 @@ def train(
     allow_change: Annotated[
         list[str] | None, typer.Option(help="A setting that may differ from the resumed run's, as lr.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps [default: the fastest].")] = None,
+    device: Device = None,
     devices: Annotated[int, typer.Option(min=1, help="Processes, one a GPU, that share each batch.")] = 1,
     amp: Annotated[str | None, typer.Option(help="bf16, fp16 or off [default: bf16 on CUDA].")] = None,
     ema: Annotated[
@@ -97,7 +93,7 @@ def train(
     save_every: Annotated[
         float, typer.Option(min=0.0, help="Minutes between states, beside every epoch's end.")
     ] = 10.0,
-    data_root: Annotated[Path | None, typer.Option(help="Where named data sets are.")] = None,
+    data_root: DataRoot = None,
     log: Annotated[
         str | None, typer.Option(help="tensorboard, wandb, mlflow: any of them, separated by commas.")
     ] = None,

@@ -11,6 +11,7 @@ import typer
 from detrcli.cli import console
 from detrcli.cli.complete import model_names
 from detrcli.cli.lazy import group
+from detrcli.cli.options import AsJson
 
 if TYPE_CHECKING:
     from detrcli.plugins.contract import Published, Weights
@@ -32,7 +33,6 @@ app = group(
     },
     help="Models, papers and weights.",
 )
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
 def list_models(
@@ -261,9 +261,10 @@ def _published(published: Published | None) -> str:
 
     if published is None:
         return "nothing"
-    numbers = {key: value for key, value in to_plain(published).items() if value is not None}
-    source = numbers.pop("source")
-    return ", ".join(f"{key} {value:g}" for key, value in numbers.items()) + f" ({source})"
+    facts = to_plain(published)
+    numbers = [f"{key} {value:g}" for key, value in facts.items() if isinstance(value, (int, float))]
+    counted = f"; {published.difference}" if published.difference else ""
+    return f"{', '.join(numbers)} ({published.source}){counted}"
 
 
 def describe(weights: Weights) -> str:

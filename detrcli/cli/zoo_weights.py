@@ -10,13 +10,13 @@ import typer
 
 from detrcli.cli import console
 from detrcli.cli.complete import model_names
+from detrcli.cli.options import AsJson, Yes
 
 if TYPE_CHECKING:
     from detrcli.weights.convert import Converted
     from detrcli.weights.hub import Reference
     from detrcli.weights.resolve import Choice
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Name = Annotated[
     str,
     typer.Argument(
@@ -73,7 +73,7 @@ def path(name: Name, as_json: AsJson = False) -> None:
 
 def rm(
     name: Name,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete what the Hub cache holds of a repository, and what was recorded of it. Training runs are never touched."""

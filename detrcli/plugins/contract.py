@@ -170,6 +170,9 @@ class Family(Generic[C]):
         ""  # the module behind whose answer, maps or tokens with their padding, nothing reads what is padded
     )
     reads_padding: str = ""  # or the reason why something does
+    cannot_export: str = (
+        ""  # the reason why no graph can hold the model; the conformance kit exports it otherwise
+    )
 
     @property
     def default(self) -> Variant[C]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import traceback
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
@@ -108,7 +109,10 @@ def load(found: Found) -> Loaded | Broken:
     """Import one plugin; whatever goes wrong in it is its own."""
     try:
         plugin = found.entry_point.load()
-    except Exception as error:  # third-party code may fail in any way; it is reported, not hidden
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # third-party code may fail in any way; it is reported, not hidden
         return Broken(found, f"{type(error).__name__}: {error}", traceback.format_exc())
     if not isinstance(plugin, Plugin):
         return Broken(
@@ -117,7 +121,27 @@ def load(found: Found) -> Loaded | Broken:
     if plugin.api != API:
         older = "upgrade the plugin" if plugin.api < API else "upgrade detrcli"
         return Broken(found, f"plugin speaks api {plugin.api}, this detrcli speaks {API}: {older}")
-    return Loaded(found, plugin)
+    try:
+        fault = _fault(plugin)
+    except Exception as error:  # fields of other kinds than the contract's
+        fault = f"its declaration cannot be read: {type(error).__name__}: {error}"
+    return Broken(found, fault) if fault else Loaded(found, plugin)
+
+
+def _fault(plugin: Plugin) -> str | None:
+    """What would make a family impossible to name or to list, in words; the conformance kit asks for more."""
+    for family in plugin.families:
+        names = [variant.name for variant in family.variants]
+        for name in (family.name, *names):
+            if not re.fullmatch(r"[\w.-]+", name):
+                return f"{name!r} cannot be typed as the name of a model: use letters, digits, - and _"
+        if not names or len(set(map(fold, names))) < len(names):
+            return f"family {family.name!r} needs variants, each with a name of its own; it has {names}"
+        for variant in family.variants:
+            params: object = variant.params
+            if not isinstance(params, int):
+                return f"{family.name}/{variant.name}: params is {params!r}, not a whole number"
+    return None
 
 
 @functools.cache

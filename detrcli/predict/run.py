@@ -129,12 +129,14 @@ class Predictor:
         read = _read_ahead(expand(sources, recursive=recursive), settings, 2 * batch)
         views = _views(_readable(read, on_failure), settings)
         seen: list[tuple[Window, Detections]] = []
+        notes: tuple[str, ...] = ()
         for group in _batched(views, batch):
             for view, answer in zip(group, self._answer(group, amp), strict=True):
                 seen.append((view.window, _wanted(answer, settings)))
+                notes = notes or _all_used(answer, settings)
                 if len(seen) == len(view.picture.windows):
-                    yield self._result(view.picture, seen, settings.top)
-                    seen = []
+                    yield self._result(view.picture, seen, notes, settings.top)
+                    seen, notes = [], ()
 
     def _labels(self, classes: Sequence[str | int]) -> frozenset[int] | None:
         if not classes:
@@ -162,7 +164,13 @@ class Predictor:
         output = infer(self.model, batch.images.to(self.device), mask, amp=amp)
         return [answer.cpu() for answer in self.postprocess(output, batch.original_sizes.to(self.device))]
 
-    def _result(self, picture: Picture, seen: Sequence[tuple[Window, Detections]], top: int | None) -> Result:
+    def _result(
+        self,
+        picture: Picture,
+        seen: Sequence[tuple[Window, Detections]],
+        notes: tuple[str, ...],
+        top: int | None,
+    ) -> Result:
         height, width = picture.size
         answer = merge([found for _, found in seen], [window for window, _ in seen], height, width)
         limit = torch.tensor([width, height, width, height], dtype=answer.boxes.dtype)
@@ -172,7 +180,8 @@ class Predictor:
             Detection(self.categories.ids[label], self.categories.names[label], score, tuple(box), label)
             for score, label, box in zip(*(column.tolist() for column in columns), strict=True)
         ]
-        return Result(picture.name, picture.index, width, height, tuple(found), picture.pixels, picture.notes)
+        notes = picture.notes + notes
+        return Result(picture.name, picture.index, width, height, tuple(found), picture.pixels, notes)
 
 
 def _read_ahead(inputs: Iterator[Input], settings: Settings, ahead: int) -> Iterator[Picture | Unreadable]:
@@ -252,6 +261,16 @@ def _wanted(answer: Detections, settings: Settings) -> Detections:
     if settings.labels is not None:
         keep &= torch.isin(answer.labels, torch.tensor(sorted(settings.labels)))
     return Detections(answer.scores[keep], answer.labels[keep], answer.boxes[keep])
+
+
+def _all_used(answer: Detections, settings: Settings) -> tuple[str, ...]:
+    """A note where the model has no answer left over: it gives so many a view and no more, however many objects there are."""
+    if not len(answer) or not settings.conf or float(answer.scores.min()) < settings.conf:
+        return ()
+    return (
+        f"all {len(answer)} answers that the model has score {settings.conf:g} or more: "
+        "there may be objects without one (--tile gives each part of the picture answers of its own)",
+    )
 
 
 def stem_of(name: str) -> str:

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from detrcli.plugins import Model
+from detrcli.testing.samples import CLASSES
 from detrcli.weights.fingerprint import fingerprint
 
 FILE = "golden.json"
-CLASSES = 3
 
 
 def stored(model: Model) -> dict[str, Any] | None:

@@ -21,7 +21,6 @@ from detrcli.plugins.contract import Weights
 from detrcli.weights import ledger
 from detrcli.weights.hub_errors import FileAbsent, explain
 from detrcli.weights.ledger import Record, sha256_of
-from detrcli.weights.metadata import SHARD_INDEX, shard_names
 
 logger = logging.getLogger(__name__)
 USUAL_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -161,6 +160,8 @@ def _revision(reference: Reference, file: str) -> str:
 
 
 def _fetch(reference: Reference, file: str, offline: bool) -> Fetched:
+    from detrcli.weights.metadata import SHARD_INDEX, shard_names
+
     requested = reference.revision or "main"
     record = ledger.find(reference.repo, requested, file)
     expected = reference.sha256 or (record.sha256 if record else None)

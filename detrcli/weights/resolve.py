@@ -15,7 +15,6 @@ from detrcli.plugins import registry
 from detrcli.plugins.contract import Weights
 from detrcli.plugins.registry import Model, fold
 from detrcli.weights.hub import Reference
-from detrcli.weights.metadata import read_metadata
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 
@@ -114,6 +113,8 @@ def _in_folder(folder: Path, model: str | None) -> Choice:
 
 def _model_of(path: Path, model: str | None) -> Model:
     """What the file says it is, checked against what the user says."""
+    from detrcli.weights.metadata import read_metadata
+
     said = read_metadata(path) if path.suffix == ".safetensors" else None
     if said is None:
         if model is None:

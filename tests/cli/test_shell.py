@@ -24,12 +24,12 @@ LIGHT = [
 
 
 @pytest.mark.parametrize("args", LIGHT, ids=" ".join)
-def test_light_commands_do_not_load_torch(args):
+def test_light_commands_do_not_load_torch_or_pydantic(args):
     code = (
         "import sys; from detrcli.cli.app import app\n"
         f"try: app({list(args)!r})\n"
         "except SystemExit as e: assert not e.code, e.code\n"
-        "heavy = {'torch', 'torchvision', 'timm', 'numpy', 'scipy', 'PIL', 'safetensors'} & set(sys.modules)\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'numpy', 'scipy', 'PIL', 'safetensors', 'pydantic'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

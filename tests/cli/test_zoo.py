@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import subprocess
 import sys
+import termios
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import detrcli
 from detrcli import runs
 from detrcli.cli import console, main
+from detrcli.config import to_plain
+from detrcli.plugins import models, resolve
 from detrcli.weights import keymap
 from detrcli.weights.file import load, save
 from detrcli.weights.metadata import Metadata
@@ -119,6 +127,28 @@ def test_pull_path_verify_and_rm_in_a_row(desk: Desk, content: bytes):
     assert not path.exists()
 
 
+def test_a_download_shows_its_progress_on_a_terminal_and_only_there(desk: Desk, content: bytes):
+    desk.declare()
+    desk.hub.add(REPO, {"model.safetensors": content})
+    assert "%|" not in desk.zoo("pull", "pet").err
+    assert desk.zoo("rm", "pet", "--yes").code == 0
+    screen, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
+    command = [sys.executable, "-m", "detrcli", "zoo", "pull", "pet"]
+    with subprocess.Popen(command, env=os.environ | desk.env, stdout=subprocess.PIPE, stderr=terminal) as run:
+        os.close(terminal)
+        said = b"".join(_until_closed(screen))
+    assert run.returncode == 0
+    assert b"licence cc-by-4.0" in said
+    assert b"100%|" in said
+
+
+def _until_closed(screen: int) -> Iterator[bytes]:
+    with contextlib.suppress(OSError), open(screen, "rb", buffering=0) as file:
+        while part := file.read(4096):
+            yield part
+
+
 def test_a_declared_hash_that_is_not_met_ends_with_4_and_json_says_so(desk: Desk, content: bytes):
     desk.declare(sha256="0" * 64)
     desk.hub.add(REPO, {"model.safetensors": content})
@@ -165,6 +195,31 @@ def test_info_shows_the_page_that_a_plugin_carries(desk: Desk):
     whole = desk.zoo("info", "detr", "--json").json
     assert whole["paper"]["venue"] == "ECCV"
     assert all(m["config"] and m["recipes"] for m in whole["models"])
+
+
+@pytest.mark.parametrize("name", [model.name for model in models()])
+def test_info_knows_every_variant(here: Callable[..., Done], name: str):
+    """What is published, counted, declared and configured, as text and as JSON."""
+    model = resolve(name)
+    shown = here("info", name)
+    assert shown.code == 0, shown.err
+    assert f"{model.variant.params:,} (counted" in shown.out
+    published = model.variant.published
+    assert (published.source if published else "published   nothing") in shown.out
+    for weights in model.variant.weights:
+        assert weights.repo in shown.out
+        assert weights.license in shown.out
+        assert "not verified by us" in shown.out
+    [row] = here("info", name, "--json").json["models"]
+    assert row["params"] == model.variant.params
+
+
+@pytest.mark.parametrize("family", dict.fromkeys(model.family.name for model in models()))
+def test_info_prints_the_page_of_every_family(here: Callable[..., Done], family: str):
+    shown = here("info", family)
+    page = resolve(family).page
+    assert page is not None
+    assert page.strip() in shown.out
 
 
 def test_unknown_names_are_answered_with_the_nearest(desk: Desk):
@@ -235,6 +290,69 @@ def test_convert_there_and_back_gives_the_same_tensors(tmp_path: Path, here: Cal
     for source in ("nothing: recorded now", "recorded before"):
         told = here("verify", tmp_path / "plain.safetensors", "--json").json["verified"]
         assert told[0]["fingerprint"] == source
+
+
+LAYOUTS = [(m.name, layout) for m in models() if m.variant.name == "tiny" for layout in m.family.key_maps]
+
+
+@pytest.mark.parametrize(("name", "layout"), LAYOUTS, ids="-".join)
+def test_every_layout_of_every_paper_is_converted_there_and_back(
+    tmp_path: Path, here: Callable[..., Done], name: str, layout: str
+):
+    torch.manual_seed(0)
+    module = detrcli.create_model(name)
+    state, model = module.state_dict(), module.detrcli_model
+    foreign = {
+        n: t.clone() for n, t in keymap.revert(model.family.key_maps[layout](model.config), state).items()
+    }
+    source = tmp_path / ("theirs.pth" if layout == "official" else "theirs.safetensors")
+    if layout == "official":
+        torch.save({"model": foreign}, source)
+    else:
+        save_file({n: t.contiguous() for n, t in foreign.items()}, source, metadata={"format": "pt"})
+    done = here("convert", source, "--model", name, "--out", tmp_path / "ours.safetensors", "--json").json
+    assert (done["model"], done["layout"]) == (name, layout)
+    ours, said = load(tmp_path / "ours.safetensors")
+    assert said is not None
+    assert said.config == to_plain(model.config)
+    assert ours.keys() == state.keys()
+    assert all(torch.equal(ours[n], state[n]) for n in state)
+    back = here(
+        "convert", tmp_path / "ours.safetensors", "--to", layout, "--out", tmp_path / f"back{source.suffix}"
+    )
+    assert back.code == 0, back.err
+    again, _ = load(Path(back.out.strip()))
+    assert again.keys() == foreign.keys()
+    assert all(torch.equal(again[n], foreign[n]) for n in foreign)
+
+
+def test_the_papers_with_files_of_others_all_have_a_layout():
+    """Dynamic DETR has none: its authors released neither code nor weights."""
+    families = {m.family.name for m in models()}
+    assert families - {name.partition("/")[0] for name, _ in LAYOUTS} == {"dynamic_detr"}
+
+
+def test_convert_asks_for_the_row_of_the_table_of_lite_dino(tmp_path: Path, here: Callable[..., Done]):
+    """How many of an encoder's layers look at all scales is in no tensor."""
+    model = resolve("lite_dino/h3l1-2x3")
+    with torch.device("meta"):
+        state = model.build().state_dict()
+    names = keymap.revert(model.family.key_maps["official"](model.config), state)
+    torch.save({"model": {n: torch.zeros(t.shape) for n, t in names.items()}}, tmp_path / "lite.pth")
+    done = here("convert", tmp_path / "lite.pth", "--model", "lite_dino")
+    assert "fits lite_dino/h3l1-2x3, lite_dino/h2l2-2x3" in done.error(2)
+    assert "the row of the table" in done.err
+
+
+def test_convert_names_and_refuses_what_would_run_code(tmp_path: Path, here: Callable[..., Done]):
+    class Gadget:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"model": {"a": torch.zeros(1)}, "hook": Gadget()}, tmp_path / "evil.pth")
+    assert "posix.system" in here("convert", tmp_path / "evil.pth", "--model", "detr/tiny").error(4)
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "evil.safetensors").exists()
 
 
 def test_convert_refuses_what_the_file_cannot_tell(tmp_path: Path, here: Callable[..., Done]):

@@ -1,59 +1,74 @@
-"""docs/add-a-paper.md: its package builds, installs, passes, trains, and is what the page quotes."""
+"""docs/add-a-paper.md: its package builds, installs into a clean environment, passes, trains, and is what the page quotes."""
 
 from __future__ import annotations
 
 import re
 import shlex
 import shutil
-import subprocess
-import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from tests.zoo.test_scaffold import install
+from tests.environments import Environment, environment
 
 DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "add-a-paper.md").read_text()
 PACKAGE = DOCS / "tutorial" / "detrcli_anchor_detr"
+SHORTER = {
+    "train": ("--steps", "6", "--batch-size", "4"),
+    "profile": ("--size", "64x64"),
+    "predict": ("--conf", "0"),
+}
 
 
 @pytest.fixture(scope="module")
-def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def env(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """Where the package is installed, built from a copy outside the checkout."""
     folder = tmp_path_factory.mktemp("tutorial")
-    source = shutil.copytree(DOCS / "tutorial", folder / "source")
-    return install(source, folder / "site")
+    return environment(folder, Path(shutil.copytree(DOCS / "tutorial", folder / "package")))
 
 
-def run(env: dict[str, str], cwd: Path, command: str) -> str:
-    command = [sys.executable, "-m", *shlex.split(command)]
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def test_nothing_of_the_checkout_is_used(env: Environment, tmp_path: Path):
+    code = "import detrcli, detrcli_detr, detrcli_anchor_detr as a; print(detrcli.__file__, detrcli_detr.__file__, a.__file__)"
+    for place in env.run("python", "-c", code, cwd=tmp_path).split():
+        assert Path(place).is_relative_to(env.folder)
 
 
-def test_the_package_keeps_every_promise_and_its_own_laws(env: dict[str, str], tmp_path: Path):
+def test_the_package_keeps_every_promise_and_its_own_laws(env: Environment, tmp_path: Path):
     shutil.copytree(DOCS / "tutorial" / "tests", tmp_path / "tests")
-    run(env | {"DETR_PLUGINS": "detr,anchor_detr"}, tmp_path, "pytest -q -p no:cacheprovider tests")
+    options = ("-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, "tests")
+    assert "passed" in env.run("python", "-m", "pytest", *options, cwd=tmp_path)
 
 
-def test_the_package_is_listed_trains_is_profiled_and_evaluated(env: dict[str, str], tmp_path: Path):
-    env = env | {"DETR_RUNS": str(tmp_path / "runs")}
-    assert "queries that are points" in run(env, tmp_path, "detrcli zoo info anchor_detr")
-    run(env, tmp_path, "detrcli train shapes --model anchor_detr/tiny --steps 6 --batch-size 4")
-    path = run(env, tmp_path, "detrcli zoo path anchor_detr").strip()
-    assert path.startswith(str(tmp_path / "runs"))
-    profiled = run(env, tmp_path, "detrcli profile --model anchor_detr/tiny --size 64x64")
-    assert "anchor_detr/tiny" in profiled
-    assert "AP" in run(env, tmp_path, "detrcli eval shapes --model anchor_detr/tiny")
+def commands() -> list[list[str]]:
+    """The commands of the section on its use."""
+    section = PAGE.partition("## 6. Use it")[2].partition("## 7.")[0]
+    return [shlex.split(line) for line in re.findall(r"^\$ detr (.*)$", section, re.MULTILINE)]
+
+
+def test_every_command_of_the_page_works(env: Environment, tmp_path: Path):
+    """With fewer steps and a smaller picture than the page has."""
+    Image.new("RGB", (96, 64), "red").save(tmp_path / "img.jpg")
+    said = {}
+    for command in commands():
+        if command[0] == "export" and find_spec("onnxscript") is None:
+            continue  # an extra
+        options = SHORTER.get(command[0], ())
+        said[command[0]] = env.run("detr", *command, *options, cwd=tmp_path, DETR_RUNS="runs")
+    assert said.keys() - {"export"} == {"zoo", "train", "eval", "profile", "predict"}
+    assert "queries that are points" in said["zoo"]
+    assert "AP" in said["eval"]
+    assert "anchor_detr/tiny" in said["profile"]
+    assert list(tmp_path.glob("runs/predict/*/img.jpg"))
+    assert ("export" in said) == (tmp_path / "anchor.onnx").is_file()
 
 
 def quotes() -> list[tuple[str, str]]:
     """(file, fragment) of every python block of the page that names its file."""
     found = []
-    for block in re.findall(
-        r"```python [^\n]*\n# (\S+)\n(.*?)```", (DOCS / "add-a-paper.md").read_text(), re.DOTALL
-    ):
+    for block in re.findall(r"```python [^\n]*\n# (\S+)\n(.*?)```", PAGE, re.DOTALL):
         found += [
             (block[0], part.strip("\n")) for part in re.split(r"^ *\.\.\.\n", block[1], flags=re.MULTILINE)
         ]

@@ -11,6 +11,7 @@ import pytest
 
 from detrcli import api
 from detrcli.data.shapes import load_shapes
+from detrcli.errors import DataError
 from detrcli.evaluate.coco import METRICS
 from tests import commands
 from tests.cli.run import detr as process
@@ -143,6 +144,34 @@ def test_either_a_model_or_detections(detr, truth, tmp_path):
     assert detr(truth).code == 2
     assert detr(truth, "--detections", dets, "--model", "detr").code == 2
     assert detr(truth, "--model", "dter").code == 2
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--limit", 2), ("--batch-size", 2), ("--amp", "bf16"), ("--device", "cpu"), ("--devices", 2), ("--workers", 1)],
+)  # fmt: skip
+def test_options_for_models_are_refused_where_none_runs(detr, truth, tmp_path, option):
+    ended = detr(truth, "--detections", saved(tmp_path, perfect(truth)), *option)
+    assert ended.code == 2
+    assert f"{option[0]} is for models" in ended.err
+
+
+def test_every_option_reaches_the_evaluation(detr, monkeypatch, tmp_path):
+    seen = {}
+
+    def evaluate(data, model, **options):
+        seen.update(options, data=data, model=model)
+        raise DataError("that is all")
+
+    monkeypatch.setattr(api, "evaluate", evaluate)
+    options = {
+        "weights": str(write_run(tmp_path / "run")), "split": "test", "data_root": tmp_path, "batch_size": 3, "workers": 2,
+        "device": "cpu", "devices": 2, "amp": "bf16", "limit": 7, "scorer": "pycocotools",
+    }  # fmt: skip
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    assert detr("shapes", "--model", "detr/tiny", *flags).code == 3
+    del seen["progress"]
+    assert seen == options | {"data": "shapes", "model": "detr/tiny", "amp": True}
 
 
 @pytest.fixture

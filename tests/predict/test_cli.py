@@ -105,6 +105,7 @@ def test_nothing_readable_is_a_data_error(detr, pictures, tmp_path):
         (["--conf", "1.5"], "conf"),
         (["--amp", "fp8"], "amp"),
         (["--tile", "3"], "tile"),
+        (["--out", "-", "--format", "jsonl,csv"], "--out - writes JSON lines on stdout, no csv"),
     ],
 )
 def test_a_wrong_value_is_a_usage_error(detr, pictures, flags, said):
@@ -112,6 +113,12 @@ def test_a_wrong_value_is_a_usage_error(detr, pictures, flags, said):
     assert ended.code == 2
     assert said in ended.err
     assert "Traceback" not in ended.err
+
+
+def test_one_document_and_lines_do_not_share_stdout(detr, pictures):
+    ended = detr(pictures, "--model", "detr", "--out", "-", "--json")
+    assert ended.code == 2
+    assert "both want stdout" in json.loads(ended.out)["error"]["message"]
 
 
 def test_every_option_reaches_the_predictor(detr, pictures, monkeypatch):

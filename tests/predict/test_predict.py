@@ -13,7 +13,7 @@ from PIL import Image
 from detrcli.errors import ImageError, UsageError
 from detrcli.predict import run as run_module
 from detrcli.predict.result import Result
-from tests.spotter import BLUE, RED, Spotter, scene, spotter
+from tests.spotter import BLUE, RED, Spotter, scatter, scene, spotter
 
 
 def found(result: Result) -> list[tuple[str, tuple[int, ...]]]:
@@ -92,6 +92,24 @@ def test_what_is_kept_can_be_chosen():
     assert "red spot" in caught.value.hint
     with pytest.raises(UsageError, match="batch"):
         next(predictor.predict(scene(), batch=0))
+
+
+def test_a_model_without_an_answer_left_says_so():
+    """It has a hundred; more objects than that have none, and nobody could tell from the result."""
+    crowd = scene((320, 240), scatter((320, 240), 110, 8))
+    [few], [many] = spotter().predict(scene()), spotter().predict(crowd)
+    assert not few.notes
+    assert len(many) == 100
+    [note] = many.notes
+    assert "all 100 answers" in note
+    assert "--tile" in note
+    assert note in many.to_dict()["notes"]
+    one_class = next(spotter().predict(crowd, classes=["red spot"], top=5))
+    assert one_class.notes == many.notes
+    assert not next(spotter().predict(crowd, conf=0)).notes  # every answer counts: nothing can be said
+    tiled = list(spotter().predict([crowd, scene()], tile=128))
+    assert len(tiled[0]) == 110
+    assert not tiled[1].notes
 
 
 def test_the_size_that_the_model_sees_can_be_limited():

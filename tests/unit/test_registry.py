@@ -75,6 +75,34 @@ def test_an_entry_point_that_is_no_plugin_is_broken(installed):
     assert "is a int" in registry.broken()[0].reason
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("raise SystemExit('not today')", "SystemExit: not today"),
+        ("def plugin(", "SyntaxError"),
+        (GOOD.format(name="a b", api=1), "'a b' cannot be typed"),
+        (GOOD.format(name="a/b", api=1), "'a/b' cannot be typed"),
+        (GOOD.format(name="", api=1), "'' cannot be typed"),
+        (GOOD.format(name="x", api=1).replace("params=0", "params='many'"), "not a whole number"),
+        (GOOD.format(name="x", api=1).replace("recipes=(recipe,), params=0),)", "recipes=(recipe,), params=0),) * 2"), "['v', 'v']"),
+        (GOOD.format(name="x", api=1).replace("families=(family,)", "families=None"), "cannot be read: TypeError"),
+        (GOOD.format(name="x", api=1).replace('name="v"', "name=3"), "cannot be read: TypeError"),
+    ],
+)  # fmt: skip
+def test_an_odd_declaration_is_broken_and_says_why(installed, code, said):
+    installed("odd", code)
+    assert said in registry.broken()[0].reason
+    assert resolve("detr").name == "detr/r50"
+
+
+def test_an_entry_point_that_names_nothing_is_broken(installed, tmp_path):
+    installed("odd", "plugin = 3")
+    for value in ("no module at all", "plugin_of_odd:missing", "plugin_of_odd", ":"):
+        (tmp_path / "odd-1.0.dist-info" / "entry_points.txt").write_text(f"[detrcli.models]\nodd = {value}\n")
+        registry.plugins.cache_clear()
+        assert [b.found.name for b in registry.broken()] == ["odd"], value
+
+
 def test_detr_plugins_restricts(installed, monkeypatch):
     installed("extra", GOOD.format(name="extra", api=1))
     monkeypatch.setenv("DETR_PLUGINS", "extra")

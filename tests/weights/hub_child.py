@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 
+import detrcli.weights.metadata  # noqa: F401  # before the user changes to one who may read no module
 from detrcli.errors import DetrError
 from detrcli.weights.hub import Reference, fetch
 

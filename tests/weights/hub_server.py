@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import parse_qs, unquote, urlparse
 
-Body = Literal["flip", "short", "cut"]
+Body = Literal["flip", "short", "cut", "stall"]
 
 
 @dataclass
@@ -52,6 +52,7 @@ class Hub:
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
+        self.go_on = threading.Event()  # ends a stall
         self.servers = {name: _Server(self, name) for name in ("hub", "cdn")}
 
     @property
@@ -203,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif body == "short":
             content = content[: announced // 2]
             announced = len(content)
-        elif body == "cut":
+        elif body in ("cut", "stall"):
             content = content[: announced // 2]
         self.send_response(status)
         for name, value in (headers | {"Content-Length": str(announced)}).items():
@@ -211,5 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if send_body:
             self.wfile.write(content)
-        if body == "cut":
+        if body == "stall":
+            self.server.hub.go_on.wait(60)
+        if body in ("cut", "stall"):
             self.close_connection = True

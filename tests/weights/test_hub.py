@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ TOKEN = "hf_secretsecretsecret"
 CONTENT = bytes(range(256)) * 40
 FILE = {"model.safetensors": CONTENT}
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+CHUNK = 10 << 20  # bytes that the client writes at a time
+LARGE = CONTENT * (2 * CHUNK // len(CONTENT) + 300)  # half of it is more than a chunk
 
 
 class Child:
@@ -49,13 +52,19 @@ class Child:
             env=inherited | settings,
         )
 
-    def fetch(self, reference: str, **options: Any) -> dict[str, Any]:
+    def ask(self, reference: str, **options: Any) -> None:
         assert self.process.stdin
-        assert self.process.stdout
         self.process.stdin.write(json.dumps({"reference": reference, **options}) + "\n")
         self.process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        assert self.process.stdout
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         return answer
+
+    def fetch(self, reference: str, **options: Any) -> dict[str, Any]:
+        self.ask(reference, **options)
+        return self.answer()
 
     def said(self) -> str:
         self.stderr.seek(0)
@@ -243,6 +252,44 @@ def test_whatever_the_hub_says_of_a_file_the_file_is_right_or_refused(
 def test_a_fault_that_passes_is_not_the_users_business(hub: Hub, child: Child, repo: str, fault: Fault):
     hub.add(repo, FILE, fault)
     assert Path(child.fetch(repo)["path"]).read_bytes() == CONTENT
+
+
+def test_a_cut_download_goes_on_where_it_was(hub: Hub, child: Child, repo: str):
+    hub.add(repo, {"model.safetensors": LARGE}, Fault("cdn", body="cut", times=1))
+    assert Path(child.fetch(repo)["path"]).read_bytes() == LARGE
+    ranges = [r.headers.get("range") for r in hub.seen(repo) if r.origin == "cdn" and r.method == "GET"]
+    assert ranges == [None, f"bytes={CHUNK}-"]
+
+
+def test_a_process_killed_in_a_download_leaves_nothing_that_harms(hub: Hub, tmp_path: Path, repo: str):
+    hub.add(repo, {"model.safetensors": LARGE}, Fault("cdn", body="stall", times=1))
+    killed = Child(tmp_path, hub.url)
+    killed.ask(repo)
+    half = killed.cache / f"models--{repo.replace('/', '--')}" / "blobs"
+    until = time.monotonic() + 60
+    while not any(blob.stat().st_size >= CHUNK for blob in half.glob("*")):
+        assert time.monotonic() < until, "no half of the file arrived"
+        time.sleep(0.01)
+    killed.process.kill()
+    killed.close()
+    hub.go_on.set()
+    after = Child(tmp_path, hub.url)
+    assert "not on this machine" in after.fetch(repo, offline=True)["error"]
+    assert Path(after.fetch(repo)["path"]).read_bytes() == LARGE
+    after.close()
+
+
+def test_three_processes_at_once_fetch_a_file_once(hub: Hub, tmp_path: Path, repo: str):
+    hub.add(repo, {"model.safetensors": LARGE})
+    children = [Child(tmp_path, hub.url) for _ in range(3)]
+    for child in children:
+        child.ask(repo)
+    found = [child.answer() for child in children]
+    for child in children:
+        child.close()
+    assert {one["sha256"] for one in found} == {hashlib.sha256(LARGE).hexdigest()}
+    assert Path(found[0]["path"]).read_bytes() == LARGE
+    assert sum(r.origin == "cdn" and r.method == "GET" for r in hub.seen(repo)) == 1
 
 
 def test_a_repository_without_the_file_says_so(hub: Hub, child: Child, repo: str):

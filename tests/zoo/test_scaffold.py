@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +10,9 @@ import pytest
 
 from detrcli.errors import DetrError, UsageError
 from detrcli.plugins.scaffold import scaffold
+from tests.environments import environment
 
 ROOT = Path(__file__).parents[2]
-
-
-def install(source: Path, target: Path) -> dict[str, str]:
-    """Build the package and install it where only this environment looks; the environment."""
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--no-cache-dir", "--target", str(target), str(source)], check=True)
-    return os.environ | {"PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
 
 
 def test_a_new_package_is_short_and_clean(tmp_path: Path):
@@ -32,20 +25,16 @@ def test_a_new_package_is_short_and_clean(tmp_path: Path):
         assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_a_new_package_installs_and_keeps_every_promise(tmp_path: Path):
+def test_a_new_package_installs_in_a_clean_environment_and_keeps_every_promise(tmp_path: Path):
     family, _ = scaffold("Sparse-DETR", tmp_path / "new", "Sparse DETR: Fewer Tokens")
     assert family == "sparse_detr"
-    env = install(tmp_path / "new", tmp_path / "site") | {"DETR_PLUGINS": "sparse_detr"}
-    for command in (
-        ["detrcli", "zoo", "info", "sparse_detr"],
-        ["pytest", "-q", "-p", "no:cacheprovider", "tests"],
-    ):
-        command = [sys.executable, "-m", *command]
-        run = subprocess.run(command, cwd=tmp_path / "new", env=env, capture_output=True, text=True)
-        assert run.returncode == 0, run.stdout + run.stderr
-        if "info" in command:
-            assert "Sparse DETR: Fewer Tokens" in run.stdout
-            assert "## Departures" in run.stdout  # the card travels in the package
+    env = environment(tmp_path / "place", tmp_path / "new")
+    page = env.run("detr", "zoo", "info", "sparse_detr", cwd=tmp_path)
+    assert "Sparse DETR: Fewer Tokens" in page
+    assert "## Departures" in page  # the card travels in the package
+    options = ("-q", "-p", "no:cacheprovider", "--rootdir", tmp_path / "new")
+    said = env.run("python", "-m", "pytest", *options, tmp_path / "new" / "tests", cwd=tmp_path)
+    assert "passed" in said
 
 
 @pytest.mark.parametrize("name", ["", "9lives", "a b", "../up", "a--b", "détr", "a/b", "-x", "import.me"])

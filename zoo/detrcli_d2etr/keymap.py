@@ -38,9 +38,6 @@ def official(config: D2etrConfig) -> KeyMap:
     )
 
 
-LAYOUTS = {"official": official}
-
-
 def _heads(config: D2etrConfig) -> Iterator[Rule]:
     """One head a layer and one for proposals where boxes are refined, else one for all; again below the decoder."""
     layers = config.decoder_layers

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from detrcli.plugins.contract import Family, Paper, Plugin, Preprocess, Published, Recipe, Variant
 from detrcli_d2etr.config import D2etrConfig, pvt_v2_linear
-from detrcli_d2etr.keymap import LAYOUTS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from detrcli.types import Criterion, Detections, Output
+    from detrcli.weights.keymap import KeyMap
 
 PAPER = Paper(
     title="D²ETR: Decoder-Only DETR with Computationally Efficient Cross-Scale Attention",
@@ -79,6 +79,12 @@ def _postprocess(config: D2etrConfig, output: Output, sizes: Tensor) -> list[Det
     return best_pairs(scores, output.boxes, sizes)
 
 
+def _official(config: D2etrConfig) -> KeyMap:
+    from detrcli_d2etr.keymap import official
+
+    return official(config)
+
+
 VARIANTS = (
     Variant(
         name="deformable",
@@ -133,7 +139,7 @@ VARIANTS = (
     ),
     Variant(
         name="tiny",
-        summary="about half a million parameters, for tests and a first look; ours, not the paper's",
+        summary="for tests and a first look; ours, not the paper's",
         config=D2etrConfig(
             backbone=replace(
                 pvt_v2_linear(),
@@ -188,7 +194,7 @@ plugin = Plugin(
                     "token_head",
                 ),
             },
-            key_maps=LAYOUTS,
+            key_maps={"official": _official},
             needs=lambda config: frozenset({"masks"} if config.token_labels else ()),
         ),
     ),

@@ -77,9 +77,6 @@ def hub(config: DeformableDetrConfig) -> KeyMap:
     )
 
 
-LAYOUTS = {"official": official, "hub": hub}
-
-
 def _transformer(root: str, encoder: Mapping[str, str], decoder: Mapping[str, str]) -> list[Rule]:
     return [
         Rename(f"{root}.level_embed", "levels.level_embed"),

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from detrcli.plugins.backbones import BackboneConfig
 from detrcli.plugins.contract import Family, Paper, Plugin, Preprocess, Published, Recipe, Variant, Weights
 from detrcli_deformable_detr.config import DeformableDetrConfig
-from detrcli_deformable_detr.keymap import LAYOUTS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from detrcli.types import Criterion, Detections, Output
+    from detrcli.weights.keymap import KeyMap
 
 PAPER = Paper(
     title="Deformable DETR: Deformable Transformers for End-to-End Object Detection",
@@ -56,6 +56,18 @@ def _postprocess(config: DeformableDetrConfig, output: Output, sizes: Tensor) ->
     from detrcli.postprocess import sigmoid_topk
 
     return sigmoid_topk(output, sizes)
+
+
+def _official(config: DeformableDetrConfig) -> KeyMap:
+    from detrcli_deformable_detr.keymap import official
+
+    return official(config)
+
+
+def _hub(config: DeformableDetrConfig) -> KeyMap:
+    from detrcli_deformable_detr.keymap import hub
+
+    return hub(config)
 
 
 def _released(repo: str) -> tuple[Weights, ...]:
@@ -191,7 +203,7 @@ VARIANTS = (
     ),
     Variant(
         name="tiny",
-        summary="about 0.3 million parameters, for tests and a first look; ours, not the paper's",
+        summary="for tests and a first look; ours, not the paper's",
         config=DeformableDetrConfig(
             backbone=BackboneConfig(
                 name="test_resnet", levels=(3, 4), norm="group", frozen=(), pretrained=None
@@ -234,7 +246,7 @@ plugin = Plugin(
                 "decoder": ("queries", "decoder"),
                 "heads": ("class_heads", "box_heads"),
             },
-            key_maps=LAYOUTS,
+            key_maps={"official": _official, "hub": _hub},
             eval_batch_size=lambda config: 1 if config.backbone.dilated else None,
         ),
     ),

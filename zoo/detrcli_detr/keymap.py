@@ -44,5 +44,3 @@ HUB = HUB_SPELLINGS | KeyMap(
         Fuse(tuple(f"**.{p}.*" for p in _QKV), "**.in_proj_*"),
     )
 )
-
-LAYOUTS = {"official": OFFICIAL, "hub": HUB}

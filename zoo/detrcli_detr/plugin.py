@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from detrcli.plugins.backbones import BackboneConfig
 from detrcli.plugins.contract import Family, Paper, Plugin, Preprocess, Published, Recipe, Variant, Weights
-from detrcli.weights.keymap import KeyMap
 from detrcli_detr.config import DetrConfig
-from detrcli_detr.keymap import LAYOUTS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from detrcli.types import Criterion, Detections, Output
+    from detrcli.weights.keymap import KeyMap
 
 PAPER = Paper(
     title="End-to-End Object Detection with Transformers",
@@ -75,8 +73,16 @@ def _postprocess(config: DetrConfig, output: Output, sizes: Tensor) -> list[Dete
     return softmax_best(output, sizes)
 
 
-def _layout(name: str, config: DetrConfig) -> KeyMap:
-    return LAYOUTS[name]
+def _official(config: DetrConfig) -> KeyMap:
+    from detrcli_detr.keymap import OFFICIAL
+
+    return OFFICIAL
+
+
+def _hub(config: DetrConfig) -> KeyMap:
+    from detrcli_detr.keymap import HUB
+
+    return HUB
 
 
 def _variant(
@@ -169,7 +175,7 @@ VARIANTS = (
     ),
     Variant(
         name="tiny",
-        summary="about half a million parameters, for tests and a first look; ours, not the paper's",
+        summary="for tests and a first look; ours, not the paper's",
         config=DetrConfig(
             backbone=BackboneConfig(
                 name="test_resnet", levels=(3,), norm="group", frozen=(), pretrained=None
@@ -208,7 +214,7 @@ plugin = Plugin(
                 "decoder": ("query_embed", "decoder"),
                 "heads": ("class_head", "box_head"),
             },
-            key_maps={name: partial(_layout, name) for name in LAYOUTS},
+            key_maps={"official": _official, "hub": _hub},
             eval_batch_size=lambda config: (
                 1 if config.backbone.dilated else None
             ),  # DC5 models never saw padding

@@ -107,7 +107,7 @@ VARIANTS = (
     ),
     Variant(
         name="tiny",
-        summary="under half a million parameters, for tests and a first look; ours, not the paper's",
+        summary="for tests and a first look; ours, not the paper's",
         config=SMALL,
         recipes=(TINY,),
         params=666_034,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from detrcli.plugins.backbones import BackboneConfig
 from detrcli.plugins.contract import Family, Paper, Part, Plugin, Preprocess, Published, Recipe, Variant
 from detrcli_lite_detr.config import DinoConfig
-from detrcli_lite_detr.keymap import DINO
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from detrcli.types import Criterion, Detections, Output
+    from detrcli.weights.keymap import KeyMap
 
 PAPER = Paper(
     title="DINO: DETR with Improved DeNoising Anchor Boxes for End-to-End Object Detection",
@@ -102,6 +102,12 @@ def postprocess(config: DinoConfig, output: Output, sizes: Tensor) -> list[Detec
     return sigmoid_topk(output, sizes, config.top)
 
 
+def _official(config: DinoConfig) -> KeyMap:
+    from detrcli_lite_detr.keymap import dino
+
+    return dino(config)
+
+
 def row(source: str, ap: Sequence[float], gflops: float, difference: str = "") -> Published:
     """A row of a table of 36 epochs: AP, AP50, AP75, small, medium, large."""
     whole, ap50, ap75, small, medium, large = ap
@@ -141,7 +147,7 @@ VARIANTS = (
     ),
     Variant(
         name="tiny",
-        summary="about 0.4 million parameters, for tests and a first look; ours, not the paper's",
+        summary="for tests and a first look; ours, not the paper's",
         config=TINY,
         recipes=(TINY_RECIPE,),
         params=439_070,
@@ -163,7 +169,7 @@ plugin = Plugin(
             postprocess=postprocess,
             masked_after="levels",
             parts=PARTS,
-            key_maps=DINO,
+            key_maps={"official": _official},
             takes_targets=True,
         ),
     ),

@@ -85,8 +85,3 @@ def _backbone(config: BackboneConfig) -> list[Rule]:
 def lite_deformable_hub(config: LiteDeformableConfig) -> KeyMap:
     """No file of this family has these names; those of Deformable DETR, which a training may start from, do."""
     return deformable.hub(config.host)
-
-
-LITE_DEFORMABLE = {"official": lite_deformable, "hub": lite_deformable_hub}
-LITE_DINO = {"official": lite_dino}
-DINO = {"official": dino}

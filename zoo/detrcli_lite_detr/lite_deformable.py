@@ -9,12 +9,12 @@ from detrcli.plugins.backbones import BackboneConfig
 from detrcli.plugins.contract import Family, Preprocess, Published, Recipe, Variant
 from detrcli_deformable_detr.config import DeformableDetrConfig
 from detrcli_lite_detr.config import QUESTION, Interleaving, LiteDeformableConfig
-from detrcli_lite_detr.keymap import LITE_DEFORMABLE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from detrcli.types import Criterion, Detections, Output
+    from detrcli.weights.keymap import KeyMap
 
 # the paper gives none for this host: it is the one of Deformable DETR's two-stage model
 RECIPE = Recipe(
@@ -54,6 +54,18 @@ def _postprocess(config: LiteDeformableConfig, output: Output, sizes: Tensor) ->
     from detrcli.postprocess import sigmoid_topk
 
     return sigmoid_topk(output, sizes)
+
+
+def _official(config: LiteDeformableConfig) -> KeyMap:
+    from detrcli_lite_detr.keymap import lite_deformable
+
+    return lite_deformable(config)
+
+
+def _hub(config: LiteDeformableConfig) -> KeyMap:
+    from detrcli_lite_detr.keymap import lite_deformable_hub
+
+    return lite_deformable_hub(config)
 
 
 def _row(
@@ -118,7 +130,7 @@ VARIANTS = (
     ),
     Variant(
         name="tiny",
-        summary="about 0.5 million parameters, for tests and a first look; ours, not the paper's",
+        summary="for tests and a first look; ours, not the paper's",
         config=LiteDeformableConfig(
             host=TINY_HOST, encoder=Interleaving(high_levels=2, blocks=1, low_ffn=64)
         ),
@@ -144,7 +156,7 @@ FAMILY = Family(
         "decoder": ("queries", "decoder"),
         "heads": ("class_heads", "box_heads"),
     },
-    key_maps=LITE_DEFORMABLE,
+    key_maps={"official": _official, "hub": _hub},
     donors={"deformable_detr": r"encoder\.layers\.\d+\.(self_attn|low)\."},
     question=QUESTION,
 )

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from detrcli.plugins.contract import Family, Variant
 from detrcli_lite_detr import dino_plugin as dino
 from detrcli_lite_detr.config import QUESTION, DinoConfig, Interleaving, LiteDinoConfig
-from detrcli_lite_detr.keymap import LITE_DINO
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from detrcli.types import Detections, Output
+    from detrcli.weights.keymap import KeyMap
 
 
 def _build_model(config: LiteDinoConfig, num_classes: int) -> nn.Module:
@@ -31,6 +31,12 @@ def _build_model(config: LiteDinoConfig, num_classes: int) -> nn.Module:
 
 def _postprocess(config: LiteDinoConfig, output: Output, sizes: Tensor) -> list[Detections]:
     return dino.postprocess(config.host, output, sizes)
+
+
+def _official(config: LiteDinoConfig) -> KeyMap:
+    from detrcli_lite_detr.keymap import lite_dino
+
+    return lite_dino(config)
 
 
 R50 = DinoConfig()
@@ -69,7 +75,7 @@ VARIANTS = (
     _row("h2l2-2x3", SWIN_T, 48_227_256, (53.1, 71.4, 57.9, 36.6, 56.0, 68.8), 138, ONE_SIZE),
     Variant(
         name="tiny",
-        summary="about 0.5 million parameters, for tests and a first look; ours, not the paper's",
+        summary="for tests and a first look; ours, not the paper's",
         config=LiteDinoConfig(host=dino.TINY, encoder=Interleaving(high_levels=2, blocks=1, low_ffn=64)),
         recipes=(dino.TINY_RECIPE,),
         params=451_678,
@@ -87,7 +93,7 @@ FAMILY = Family(
     postprocess=_postprocess,
     masked_after="levels",
     parts=dino.PARTS,
-    key_maps=LITE_DINO,
+    key_maps={"official": _official},
     donors={"dino": r"(encoder|decoder)\.layers\.\d+\.(self_attn|cross_attn|low)\."},
     question=QUESTION,
     takes_targets=True,

@@ -43,7 +43,7 @@ class AnchorDetr(nn.Module):
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Output:
         if mask is None:
-            mask = images.new_zeros((len(images), *images.shape[-2:]), dtype=torch.bool)
+            mask = images.new_zeros((images.shape[0], *images.shape[-2:]), dtype=torch.bool)
         features, padding = self.backbone(images, mask)[-1]
         x = self.input_proj(features)  # (B, C, H, W)
         position = sine_positions(padding, x.shape[1], offset=-0.5).to(x.dtype)  # of pixel centres
@@ -56,8 +56,8 @@ class AnchorDetr(nn.Module):
         """Every decoder layer's answer; all patterns of the first anchor come first."""
         patterns = len(self.patterns.weight)
         anchors = self.anchors.repeat_interleave(patterns, 0)  # (Q, 2)
-        place = self.anchor_mlp(encode(anchors, memory.shape[-1])).expand(len(memory), -1, -1)
-        x = self.patterns.weight.repeat(len(self.anchors), 1).expand(len(memory), -1, -1)  # (B, Q, C)
+        place = self.anchor_mlp(encode(anchors, memory.shape[-1])).expand(memory.shape[0], -1, -1)
+        x = self.patterns.weight.repeat(len(self.anchors), 1).expand(memory.shape[0], -1, -1)  # (B, Q, C)
         outputs = []
         for layer in self.decoder:
             x = layer(x, place, memory, key, padding)
