@@ -15,6 +15,7 @@ from detrcli.train import state
 from detrcli.train.job import Job
 from detrcli.train.plan import HARMLESS, Plan, Request, changed, differences
 from detrcli.train.record import read_plan
+from detrcli.weights.resolve import starting_from
 
 AUTO = "auto"
 _BUILT_IN = ("model", "config.", "lr_factors", "freeze")  # the state is of this very model and optimiser
@@ -26,15 +27,22 @@ def find(resume: str | Path, request: Request, out: Path | None) -> Path | None:
         return Path(resume) if Path(resume).exists() else runs.find(str(resume)).folder
     if out is not None:
         return out if state.exists(out) else None
-    found = [run for run in runs.root("train").glob("*") if state.exists(run) and _is_meant(run, request)]
+    model = starting_from(request.model, request.weights).name if request.model else None
+    found = [
+        run
+        for run in runs.root("train").glob("*")
+        if state.exists(run) and _is_meant(run, request.data or None, model)
+    ]
     return max(found, key=lambda run: (run / "run.json").stat().st_mtime, default=None)
 
 
-def _is_meant(run: Path, request: Request) -> bool:
+def _is_meant(run: Path, data: str | None, model: str | None) -> bool:
     about = runs.read(run) or {}
-    same = not request.data or about.get("data") == request.data
-    wanted = not request.model or str(about.get("model", "")).startswith(request.model)
-    return same and wanted and about.get("status") != "finished"
+    return (
+        data in (None, about.get("data"))
+        and model in (None, about.get("model"))
+        and about.get("status") != "finished"
+    )
 
 
 def plan_of(folder: Path, request: Request, allow: Sequence[str]) -> Plan:
