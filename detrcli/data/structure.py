@@ -13,7 +13,7 @@ import numpy as np
 from detrcli.data.annotations import Annotations, Array, Dataset, Strings
 from detrcli.data.defects import KEPT, Defects
 from detrcli.data.formats.files import Files
-from detrcli.data.images import open_image
+from detrcli.data.images import open_image, shown_size
 from detrcli.errors import DataError, ImageError
 
 QUERIES = 100  # of DETR, the fewest of the zoo: more objects than these cannot all be found
@@ -135,7 +135,7 @@ def _broken(source: Files, name: str, size: tuple[int, int]) -> tuple[str, str] 
     except (OSError, ValueError, DataError) as error:
         return "missing-file", str(error)
     stored = (picture.height, picture.width)
-    if 0 in size or size in (stored, stored[::-1]):  # turned or not is seen when it is decoded
+    if 0 in size or size == stored or size == shown_size(picture):
         return None
     return "size-differs", f"{stored[1]} x {stored[0]}, annotated as {size[1]} x {size[0]}"
 
