@@ -27,6 +27,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # documented, but not declared
+from torch.distributed.rendezvous import rendezvous
 
 from detrcli.errors import DetrError, UsageError
 from detrcli.meeting import PeerError, agreed_name
@@ -214,9 +216,9 @@ def joined() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     timeout = timedelta(seconds=float(os.environ.get("DETR_TIMEOUT", "600")))
     try:
-        store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=timeout)))
+        store, rank, world_size = next(iter(rendezvous("env://", timeout=timeout)))
         store.set_timeout(timeout)
-        own = dist.PrefixStore(agreed_name(store, rank, world_size, timeout.total_seconds()), store)
+        own = PrefixStore(agreed_name(store, rank, world_size, timeout.total_seconds()), store)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=own, rank=rank, world_size=world_size, timeout=timeout)
         yield

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch.distributed import Store
+from torch.distributed import Store  # type: ignore[attr-defined]  # documented, but not declared
 
 from detrcli.errors import DetrError
 
