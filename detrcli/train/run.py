@@ -25,6 +25,8 @@ from detrcli.train.record import Record
 from detrcli.train.signals import Noted, noted
 from detrcli.train.watch import Audience, Watcher
 
+SAVING = 0.05  # of the time may go into states at the ends of epochs that are not scored
+
 logger = logging.getLogger(__name__)
 
 
@@ -109,7 +111,7 @@ class Run:
         self.job, self.audience = job, audience
         self.main = distributed.is_main()
         self.metrics: dict[str, float] = {}
-        self.saved_at = time.monotonic()
+        self.saved_at, self.save_took = time.monotonic(), 0.0
         self.signals = Noted()
 
     def whole(self) -> RunResult:
@@ -163,15 +165,19 @@ class Run:
             yield step
 
     def _end_of_epoch(self) -> None:
-        """Score if it is time to, and save."""
+        """Score if it is time to, and save; without a score only if saving takes a small part of the time."""
         job = self.job
         last, epoch = job.step == job.steps, job.step // job.steps_per_epoch
-        if job.val is not None and (last or epoch % job.plan.eval_every == 0):
+        scoring = job.val is not None and (last or epoch % job.plan.eval_every == 0)
+        if (scoring or last) and self.main and not state.exists(job.record.folder):
+            self._save()  # before weights are kept: a folder with weights is one to go on with
+        if scoring:
             self._score(epoch)
-        elif last and job.val is None:
+        elif last:
             self._keep_best()
         job.scored = job.step
-        self._save()
+        if scoring or last or time.monotonic() - self.saved_at > self.save_took / SAVING:
+            self._save()
 
     def _score(self, epoch: int) -> None:
         job, plan = self.job, self.job.plan
@@ -223,11 +229,13 @@ class Run:
         """State and last weights. A disk that is full does not end the run; the next time may do better."""
         if not self.main:
             return
-        self.saved_at, self.signals.save = time.monotonic(), False
+        begun, self.signals.save = time.monotonic(), False
         self.job.unsaved = None
         with self._tolerated():
             state.save(self.job.record.folder, resuming.content(self.job))
             self._weights("last.safetensors")
+        self.saved_at = time.monotonic()
+        self.save_took = self.saved_at - begun
 
     @contextmanager
     def _tolerated(self) -> Iterator[None]:

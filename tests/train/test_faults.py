@@ -239,6 +239,31 @@ def test_a_folder_that_is_a_file_is_told(shapes, tmp_path):
         train(Request(data=str(shapes), model="detr/tiny", device="cpu"), out=tmp_path / "file" / "run")
 
 
+class _Fallen(Exception): ...
+
+
+def test_a_run_that_ended_before_it_had_a_state_begins_anew_there(shapes, tmp_path):
+    """What a scheduler does: the same command again. Whatever ended it, the folder is its own; with anything else in it, it is not."""
+
+    def fall():
+        raise _Fallen
+
+    request = Request(data=str(shapes), model="detr/tiny", batch_size=4, epochs=1, device="cpu")
+    run = tmp_path / "run"
+    with pytest.raises(_Fallen):
+        train(request, out=run, resume="auto", watch=Watch(1, fall))
+    assert sorted(losses(run)) == [0, 1]
+    assert not state.exists(run)
+    (run / ".run.json.x.tmp").touch()  # as a kill leaves it
+    assert train(request, out=run, resume="auto").steps == 5
+    assert sorted(losses(run)) == [0, 1, 2, 3, 4]
+    for name in (state.STATE, state.BEFORE):
+        (run / name).unlink(missing_ok=True)
+    with pytest.raises(DetrError, match="never overwritten"):  # its weights are worth keeping
+        train(request, out=run, resume="auto")
+    assert (run / "best.safetensors").exists()
+
+
 def test_a_run_that_cannot_begin_leaves_no_folder(shapes, tmp_path, monkeypatch):
     """The disk says no at the first file that must be whole."""
 
