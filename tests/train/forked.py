@@ -4,6 +4,7 @@
     python -m tests.train.forked stop DATA OUT SEED TIMES      SIGTERM after random times, then to the end
     python -m tests.train.forked both DATA OUT SEED TIMES      one and the other by turns
 
+A run that ends before all hits were made is followed by another, in OUT/hit-0, OUT/hit-1 and so on.
 Prints a line of JSON: how often a child was hit, the exit codes, and the longest that one took to end.
 """
 
@@ -49,9 +50,9 @@ def main(how: str, data: str, out: str, seed: str, times: str) -> None:
     )
     draw, numbers = random.Random(int(seed)), SIGNALS[how]
     os.waitpid(begin(request, Path(out) / "straight"), 0)
-    codes, longest, hits = [], 0.0, 0
-    while True:
-        pid = begin(request, Path(out) / "hit")
+    codes, longest, hits, ended = [], 0.0, 0, 0
+    while hits < int(times) or codes[-1] != 0:
+        pid = begin(request, Path(out) / f"hit-{ended}")
         if hits < int(times):
             hits += 1
             time.sleep(draw.uniform(0.05, 1.2))
@@ -60,8 +61,9 @@ def main(how: str, data: str, out: str, seed: str, times: str) -> None:
         _, status = os.waitpid(pid, 0)
         codes.append(os.waitstatus_to_exitcode(status))
         if codes[-1] == 0:
-            break
-        longest = max(longest, time.monotonic() - begun)
+            ended += 1  # the next one begins anew
+        else:
+            longest = max(longest, time.monotonic() - begun)
         assert len(codes) < 10 * int(times) + 10, codes
     print(json.dumps({"hits": hits, "codes": codes, "longest": longest}))
 
