@@ -7,6 +7,7 @@ OPS    := $(VENV)/.ops
 # ON, OFF or AUTO: the CUDA operators too, where nvcc is (several minutes)
 OPS_CUDA ?= AUTO
 DEMO   ?= lite_deformable/tiny
+BENCH  ?= startup criterion
 
 .PHONY: help install demo test test-long sanitize export-full lint docs bench clean
 help:            ## what there is
@@ -42,7 +43,7 @@ demo: install    ## train, evaluate and predict on drawn pictures; a few minutes
 	@echo "  detr zoo list                             what else there is"
 
 test: install    ## everything that takes less than a minute
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 25
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 test-long: install ## what takes longer: more families exported, ranks that hang and restart, many kills
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m long
@@ -61,9 +62,8 @@ lint: $(READY)   ## style, types, import directions
 docs: $(READY)   ## rewrite the generated pages: command reference, zoo table
 	$(BIN)/python docs/generate.py
 
-bench: install   ## measure; each figure is a ratio within one run
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/criterion.py
+bench: install   ## measure, ratios within one run: make bench BENCH="ops models convergence" and all others in benchmarks/
+	for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py || exit; done
 
 clean:           ## forget .venv and what was built
 	rm -rf $(VENV) build dist *.egg-info detrcli_ops/build

@@ -20,9 +20,8 @@ from typer.main import get_command
 from detrcli.cli.app import app
 from detrcli.plugins import Model, models, resolve
 from detrcli.profile.plot import draw, points
-from detrcli.profile.published import against_published
-from detrcli.profile.run import Profile, profile
-from detrcli.profile.sizes import parse_size
+from detrcli.profile.published import against_published, as_its_paper
+from detrcli.profile.run import Profile
 
 HERE = Path(__file__).parent
 NOTE = "<!-- written by `make docs`; changes are lost -->\n\n"
@@ -44,7 +43,7 @@ def zoo() -> str:
         "# Models",
         "",
         "*Published* are the papers' or their repositories' numbers, on COCO val2017, with their source. *Counted* are parameters and",
-        "multiply-adds of the model as it is built here, the latter at the picture sizes of the paper (`detr profile --compare-published`),",
+        "multiply-adds of the model as it is built here, the latter as the paper counted (`detr profile --compare-published`),",
         "with the difference in per cent. Nothing here was measured on COCO by this project.",
         "",
         "![published AP over counted GFLOPs](images/tradeoff.svg)",
@@ -114,10 +113,7 @@ def _reasons(rows: list[Model]) -> Iterator[str]:
 
 @cache
 def profiled(name: str) -> Profile:
-    model = resolve(name)
-    return profile(
-        model, size=parse_size(model.variant.published.gflops_at if model.variant.published else "coco100")
-    )
+    return as_its_paper(resolve(name)).profile()
 
 
 def _weights(model: Model) -> str:

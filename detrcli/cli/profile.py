@@ -14,8 +14,7 @@ from detrcli.cli.complete import model_names
 if TYPE_CHECKING:
     from detrcli.cli.profile_tables import Row
     from detrcli.plugins import Model
-    from detrcli.profile.formulas import Extra
-    from detrcli.profile.sizes import Size
+    from detrcli.profile.published import Counting
 
 
 def profile(
@@ -94,11 +93,12 @@ def profile(
         published=compare_published,
         factor=flops_per_mac,
     )
-    sizes = _sizes(changed, size, compare_published)
-    rows = _measure(changed, sizes, batch, _extra(also or []), shown, device)
-    about = _about(sizes, shown, batch, also or [])
+    countings = _countings(changed, size, also or [], compare_published)
+    rows = _measure(countings, batch, shown, device)
+    about = _about(countings, shown, batch)
     if what_if:
-        before = _measure(chosen, sizes, batch, _extra(also or []), replace(shown, latency=False), None)
+        usual = _countings(chosen, size, also or [], compare_published)
+        before = _measure(usual, batch, replace(shown, latency=False), None)
         tables = [profile_tables.what_if(a, b, shown) for a, b in zip(before, rows, strict=True)]
     elif roofline:
         tables = [profile_tables.roofline(rows)]
@@ -135,66 +135,53 @@ def _changed(chosen: list[Model], settings: list[str], what_if: bool) -> list[Mo
     return [m.configured(assign(m.config, changes)) for m in chosen]
 
 
-def _extra(also: list[str]) -> frozenset[Extra]:
-    from detrcli.errors import unknown
-    from detrcli.profile.formulas import EXTRA
+def _countings(chosen: list[Model], size: str | None, also: list[str], as_published: bool) -> list[Counting]:
+    """As each paper counted where it is compared with; but the size and the operators that are asked for are taken."""
+    from detrcli.profile.formulas import extras
+    from detrcli.profile.published import Counting, as_its_paper
+    from detrcli.profile.sizes import parse_size
 
-    for name in also:
-        if name not in EXTRA:
-            raise unknown("kind of operators", name, list(EXTRA))
-    return frozenset(name for name in EXTRA if name in also)
-
-
-def _sizes(chosen: list[Model], size: str | None, as_published: bool) -> list[str | Size]:
-    """The size that was asked for, else each paper's own where it is compared with, else the usual one."""
-    from detrcli.profile.sizes import COCO100, parse_size
-
+    countings = [as_its_paper(model) if as_published else Counting(model) for model in chosen]
     if size is not None:
-        return [parse_size(size)] * len(chosen)
-    theirs = [
-        m.variant.published.gflops_at if m.variant.published and as_published else COCO100 for m in chosen
-    ]
-    return [parse_size(text) for text in theirs]
+        countings = [replace(counting, size=parse_size(size)) for counting in countings]
+    return [replace(counting, extra=extras(also) | counting.extra) for counting in countings]
 
 
 def _measure(
-    chosen: list[Model],
-    sizes: list[str | Size],
-    batch: int,
-    extra: frozenset[Extra],
-    shown: profile_tables.Shown,
-    device: str | None,
+    countings: list[Counting], batch: int, shown: profile_tables.Shown, device: str | None
 ) -> list[Row]:
     from detrcli.profile import run
     from detrcli.profile.timing import latencies
 
     rows: list[Row] = []
-    with console.progress("models", len(chosen)) as ticker:
-        for model, size in zip(chosen, sizes, strict=True):
-            ticker.tell(model.name)
-            size = run.TYPICAL if shown.latency and isinstance(size, str) else size
-            found = run.profile(model, size=size, batch=batch, extra=extra)
-            memory = run.memory(model, size=size, batch=batch) if shown.memory else None
-            rows.append(profile_tables.Row(found, memory))
+    with console.progress("models", len(countings)) as ticker:
+        for counting in countings:
+            ticker.tell(counting.model.name)
+            if shown.latency and isinstance(counting.size, str):
+                counting = replace(counting, size=run.TYPICAL)
+            memory = run.memory(counting.model, size=counting.size, batch=batch) if shown.memory else None
+            rows.append(profile_tables.Row(counting.profile(batch), memory))
             ticker.advance()
     if not shown.latency:
         return rows
     from detrcli.nn.inference import choose_device
 
-    one = run.TYPICAL if isinstance(sizes[0], str) else sizes[0]
-    timed = latencies(chosen, size=one, batch=batch, device=str(choose_device(device)))
+    size = countings[0].size
+    one = run.TYPICAL if isinstance(size, str) else size
+    timed = latencies(
+        [counting.model for counting in countings], size=one, batch=batch, device=str(choose_device(device))
+    )
     return [replace(row, latency=latency) for row, latency in zip(rows, timed, strict=True)]
 
 
-def _about(
-    sizes: list[str | Size], shown: profile_tables.Shown, batch: int, also: list[str]
-) -> dict[str, object]:
+def _about(countings: list[Counting], shown: profile_tables.Shown, batch: int) -> dict[str, object]:
     from detrcli.profile.run import TYPICAL
     from detrcli.profile.sizes import written
 
+    shared = sorted(frozenset.intersection(*(c.extra for c in countings)))
     once = "once" if shown.factor == 1 else "twice"
-    what = ", ".join(["convolutions", "linear layers", "attention products", "sampling", *also])
-    used = {written(TYPICAL if shown.latency and isinstance(size, str) else size) for size in sizes}
+    what = ", ".join(["convolutions", "linear layers", "attention products", "sampling", *shared])
+    used = {written(TYPICAL if shown.latency and isinstance(c.size, str) else c.size) for c in countings}
     about: dict[str, object] = {
         "convention": f"one multiply-add counts {once}: {what}",
         "sizes": sorted(used),

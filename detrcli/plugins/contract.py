@@ -58,7 +58,11 @@ class Published:
     params_m: float | None = None
     gflops: float | None = None
     gflops_at: str = "coco100"  # the picture sizes it was counted at, as `detr profile --size` takes them
-    difference: str = ""  # why our count is more than 2 % away from these two
+    gflops_also: tuple[str, ...] = ()  # the operators it counted besides, as `--also` takes them
+    gflops_set: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # the settings it was counted with, if not ours
+    difference: str = ""  # why our count is more than 2 % away, be it of parameters or of GFLOPs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

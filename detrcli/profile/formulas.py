@@ -8,13 +8,14 @@ multiply-add, so they are halved; what it leaves out has a formula here. `EXTRA`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 import torch
 import torchvision  # noqa: F401  registers its operators
 from torch.utils.flop_counter import flop_registry
 
+from detrcli.errors import unknown
 from detrcli.ops.dispatch import wheel
 
 BILINEAR = 4  # multiply-adds for one bilinear sample: one a corner
@@ -94,3 +95,10 @@ EXTRA: dict[Extra, dict[Any, Formula]] = {
     "norms": {aten.native_layer_norm: _norm, aten.native_group_norm: _norm, aten.native_batch_norm: _norm},
     "softmax": {aten._softmax: _softmax, aten._safe_softmax: _softmax},
 }
+
+
+def extras(names: Collection[str]) -> frozenset[Extra]:
+    for name in names:
+        if name not in EXTRA:
+            raise unknown("kind of operators", name, list(EXTRA))
+    return frozenset(name for name in EXTRA if name in names)

@@ -1,12 +1,36 @@
-"""A paper's numbers beside ours, each counted at the picture sizes that the paper counted at."""
+"""A paper's numbers beside ours, counted as the paper counted: its picture sizes, its operators."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from detrcli.profile.run import Profile
+from detrcli.config import assign
+from detrcli.plugins import Model
+from detrcli.profile.formulas import Extra, extras
+from detrcli.profile.run import Profile, profile
+from detrcli.profile.sizes import COCO100, Size, parse_size
 
 CLOSE = 2.0  # per cent; what is further needs a reason in the declaration
+
+
+@dataclass(frozen=True, slots=True)
+class Counting:
+    """What is counted: a model, the sizes of its pictures, the operators besides the usual ones."""
+
+    model: Model
+    size: str | Size = COCO100
+    extra: frozenset[Extra] = frozenset()
+
+    def profile(self, batch: int = 1) -> Profile:
+        return profile(self.model, size=self.size, batch=batch, extra=self.extra)
+
+
+def as_its_paper(model: Model) -> Counting:
+    published = model.variant.published
+    if published is None:
+        return Counting(model)
+    counted = model.configured(assign(model.config, published.gflops_set))
+    return Counting(counted, parse_size(published.gflops_at), extras(published.gflops_also))
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +52,7 @@ class Difference:
 
 
 def against_published(found: Profile) -> list[Difference]:
-    """Parameters (millions) and GFLOPs where the paper gives them; the profile's size should be the paper's."""
+    """Parameters (millions) and GFLOPs where the paper gives them; the profile should have been made `as_its_paper`."""
     published = found.model.variant.published
     if published is None:
         return []

@@ -108,6 +108,19 @@ def test_training_and_evaluation_give_the_same_answers(kind: str) -> None:
     assert evaluation.proposals is None
 
 
+def test_kept_proposals_change_no_detection() -> None:
+    batch = pictures((64, 96), (64, 64))
+    with torch.no_grad():
+        chosen, kept = (
+            model("deformable").eval()(*batch),
+            model("deformable", keep_proposals=True).eval()(*batch),
+        )
+        proposed = model("deformable").train()(*batch).proposals
+    torch.testing.assert_close(kept.logits, chosen.logits)
+    torch.testing.assert_close(kept.boxes, chosen.boxes)
+    torch.testing.assert_close(kept.proposals.boxes, proposed.boxes)
+
+
 # any backbone
 
 

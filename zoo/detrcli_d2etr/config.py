@@ -58,6 +58,9 @@ class D2etrConfig:
     """Queries are the best proposals of the fused maps instead of learned."""
     mask_proposals: bool = False
     """Whether padding and border tokens are never proposed. Official: nothing forbids it."""
+    keep_proposals: bool = False
+    """Whether every token answers in evaluation too, not only while training: the same detections for more work, and
+    `Output.proposals` to look at. Official: yes."""
 
     # location-aware heads
     iou: bool = True
@@ -100,6 +103,8 @@ class D2etrConfig:
             raise ValueError(f"pool ({self.pool}) must be at least 1")
         if self.two_stage and not self.refine:
             raise ValueError("two_stage needs refine: proposals are boxes that the decoder refines")
+        if self.keep_proposals and not self.two_stage:
+            raise ValueError("keep_proposals needs two_stage: learned queries have no proposals")
 
     @property
     def maps(self) -> int:

@@ -30,7 +30,7 @@ from detrcli_deformable_detr.two_stage import LearnedQueries, ProposedQueries, t
 class D2etr(nn.Module):
     """images (B, 3, H, W), mask (B, H, W) -> logits (B, Q, K), each class on its own, and boxes (B, Q, 4).
 
-    Proposals and token labels serve the loss: they are answered while training only.
+    Proposals and token labels serve the loss: they are answered while training only (proposals: unless they are kept).
     """
 
     def __init__(self, config: D2etrConfig, num_classes: int) -> None:
@@ -80,21 +80,22 @@ class D2etr(nn.Module):
 
     def _start(self, tokens: Tokens) -> tuple[Queries, Output | None, dict[str, Tensor]]:
         """Queries; and while training, the proposals and the extras of the token labels."""
-        if not self.training:
+        learning = self.training
+        if not (learning or self.config.keep_proposals):
             return self.queries(tokens.x, tokens)[0], None, {}
         anchors, unusable = token_anchors(tokens)
         proposals = None
         if isinstance(self.queries, ProposedQueries):
             x = self.queries.embed(tokens.x, unusable)
             boxes = (self.queries.box_head(x) + anchors).sigmoid()
-            located = self.proposal_heads(x, anchors[..., :2].sigmoid())
+            located = self.proposal_heads(x, anchors[..., :2].sigmoid()) if learning else {}
             proposals = Output(self.queries.class_head(x), boxes, extras=located)
             best = self.queries.best(proposals.logits[..., 0], unusable)
             queries = self.queries.start(take(boxes, best), tokens.x.dtype)
         else:
             queries, _ = self.queries(tokens.x, tokens)
             x = self.token_embedding(tokens.x, unusable) if self.config.token_labels else tokens.x
-        return queries, proposals, self.token_head(x, tokens) if self.config.token_labels else {}
+        return queries, proposals, self.token_head(x, tokens) if learning and self.config.token_labels else {}
 
     def _output(self, layer: int, answer: Answer) -> Output:
         logits = self._per_layer(self.class_heads)[layer](answer.embedding)

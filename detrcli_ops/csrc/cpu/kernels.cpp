@@ -52,7 +52,10 @@ inline E* at(const Array& array, int64_t index) {
   return static_cast<E*>(array.data) + index;
 }
 
-inline void prefetch(const Array& array, int64_t index, int64_t count) {
+// Inlined by force, and so are those who only prefetch: GCC takes such a function for one without effect and drops its calls.
+#define DETRCLI_OPS_INLINE __attribute__((always_inline)) inline
+
+DETRCLI_OPS_INLINE void prefetch(const Array& array, int64_t index, int64_t count) {
   const int64_t size = array.dtype == Dtype::f64 ? 8 : array.dtype == Dtype::f32 ? 4 : 2;
   const char* from = static_cast<const char*>(array.data) + index * size;
   for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(from + i);
@@ -283,8 +286,38 @@ struct Table {
   const E* zeros;  // the row for `outside`
   int32_t outside;
   bool packed;     // zeros lie at their place in the table
-  const E* operator[](int32_t row) const { return !packed && row == outside ? zeros : base + row * stride; }
 };
+
+// The corners of samples in a table, from a first channel on. A copy of what the innermost loops need: what they read
+// through references is read again after every store.
+template <class A, class E, bool packed>
+struct Corners {
+  const E *base, *zeros;
+  int64_t stride;
+  int32_t outside;
+  const int32_t* rows[4];
+  const A* shares[4];
+
+  Corners(const Samples<A>& s, A* const share[4], const Table<E>& table, int64_t channel)
+      : base(table.base + channel), zeros(table.zeros + channel), stride(table.stride), outside(table.outside),
+        rows{s.row[0], s.row[1], s.row[2], s.row[3]}, shares{share[0], share[1], share[2], share[3]} {}
+
+  const E* row(int64_t sample, int corner) const {
+    const int32_t token = rows[corner][sample];
+    return !packed && token == outside ? zeros : base + token * stride;
+  }
+  A share(int64_t sample, int corner) const { return shares[corner][sample]; }
+};
+
+// Calls f(channel -> Corners) with the kind of table as a type.
+template <class A, class E, class F>
+inline void with_corners(const Samples<A>& s, A* const share[4], const Table<E>& table, F f) {
+  if (table.packed) {
+    f([&](int64_t channel) { return Corners<A, E, true>(s, share, table, channel); });
+  } else {
+    f([&](int64_t channel) { return Corners<A, E, false>(s, share, table, channel); });
+  }
+}
 
 // Calls f(first channel, vectors, lanes of a last partial vector or 0), widest blocks first.
 template <class A, class F>
@@ -315,68 +348,82 @@ inline void store_block(E* to, Float<A> v, int64_t some) {
 // out = sum of share * row over samples and corners, + poison.
 template <class A, class E, class O>
 void sweep(const Samples<A>& s, A* const share[4], const Table<E>& table, int64_t depth, O* out, A poison) {
-  for_blocks<A>(depth, [&](int64_t c, auto vectors, int64_t some) {
-    constexpr int V = vectors, R = V ? V : 1, N = Lanes<A>::N;
-    constexpr int chains = R <= 2 ? 4 : 2;  // independent sums, to hide the latency of the additions
-    Float<A> acc[chains][R] = {};
-    for (int64_t i = 0; i < s.count; ++i) {
-      for (int k = 0; k < 4; ++k) {
-        const E* row = table[s.row[k][i]] + c;
-        const A w = share[k][i];
-        for (int v = 0; v < R; ++v) acc[k % chains][v] += w * load_block<A, V>(row + v * N, some);
+  with_corners(s, share, table, [&](auto corners) {
+    for_blocks<A>(depth, [&](int64_t c, auto vectors, int64_t some) {
+      constexpr int V = vectors, R = V ? V : 1, N = Lanes<A>::N;
+      constexpr int chains = R <= 2 ? 4 : 2;  // independent sums, to hide the latency of the additions
+      const auto from = corners(c);
+      const int64_t count = s.count;
+      Float<A> acc[chains][R] = {};
+      for (int64_t i = 0; i < count; ++i) {
+        for (int k = 0; k < 4; ++k) {
+          const E* row = from.row(i, k);
+          const A w = from.share(i, k);
+          for (int v = 0; v < R; ++v) acc[k % chains][v] += w * load_block<A, V>(row + v * N, some);
+        }
       }
-    }
-    for (int v = 0; v < R; ++v) {
-      Float<A> total = acc[0][v] + acc[1][v];
-      if constexpr (chains == 4) total += acc[2][v] + acc[3][v];
-      store_block<A, V>(out + c + v * N, total + poison, some);
-    }
+      for (int v = 0; v < R; ++v) {
+        Float<A> total = acc[0][v] + acc[1][v];
+        if constexpr (chains == 4) total += acc[2][v] + acc[3][v];
+        store_block<A, V>(out + c + v * N, total + poison, some);
+      }
+    });
   });
 }
 
 // dots[4 * i + k] += with . row of corner k of sample i.
 template <class A, class E>
 void corner_dots(const Samples<A>& s, const Table<E>& table, int64_t depth, const A* with, A* dots) {
-  for_blocks<A>(depth, [&](int64_t c, auto vectors, int64_t some) {
-    constexpr int V = vectors, R = V ? V : 1, N = Lanes<A>::N;
-    Float<A> w[R];
-    for (int v = 0; v < R; ++v) w[v] = load_block<A, V>(with + c + v * N, some);
-    for (int64_t i = 0; i < s.count; ++i) {
-      Float<A> acc[4];
-      for (int k = 0; k < 4; ++k) {
-        const E* row = table[s.row[k][i]] + c;
-        acc[k] = w[0] * load_block<A, V>(row, some);
-        for (int v = 1; v < R; ++v) acc[k] += w[v] * load_block<A, V>(row + v * N, some);
+  with_corners(s, s.corner, table, [&](auto corners) {
+    for_blocks<A>(depth, [&](int64_t c, auto vectors, int64_t some) {
+      constexpr int V = vectors, R = V ? V : 1, N = Lanes<A>::N;
+      const auto from = corners(c);
+      const int64_t count = s.count;
+      Float<A> w[R];
+      for (int v = 0; v < R; ++v) w[v] = load_block<A, V>(with + c + v * N, some);
+      for (int64_t i = 0; i < count; ++i) {
+        Float<A> acc[4];
+        for (int k = 0; k < 4; ++k) {
+          const E* row = from.row(i, k);
+          acc[k] = w[0] * load_block<A, V>(row, some);
+          for (int v = 1; v < R; ++v) acc[k] += w[v] * load_block<A, V>(row + v * N, some);
+        }
+        add_sums(dots + 4 * i, acc);
       }
-      add_sums(dots + 4 * i, acc);
-    }
+    });
   });
 }
 
 // The sampled rows themselves, (count, padded depth), and their dots with a row.
 template <class A, class E>
 void sample_rows(const Samples<A>& s, const Table<E>& table, int64_t depth, const A* with, A* dots, A* sampled) {
-  const int64_t stride = padded(depth);
-  for_blocks<A>(depth, [&](int64_t c, auto vectors, int64_t some) {
-    constexpr int V = vectors, R = V ? V : 1, N = Lanes<A>::N;
-    Float<A> w[R];
-    for (int v = 0; v < R; ++v) w[v] = load_block<A, V>(with + c + v * N, some);
-    for (int64_t i = 0; i < s.count; i += 4) {
-      Float<A> acc[4] = {};
-      for (int j = 0; j < 4; ++j) {
-        Float<A> row[R] = {};
-        for (int k = 0; k < 4; ++k) {
-          const E* from = table[s.row[k][i + j]] + c;
-          const A share = s.corner[k][i + j];
-          for (int v = 0; v < R; ++v) row[v] += share * load_block<A, V>(from + v * N, some);
+  with_corners(s, s.corner, table, [&](auto corners) {
+    for_blocks<A>(depth, [&](int64_t c, auto vectors, int64_t some) {
+      constexpr int V = vectors, R = V ? V : 1, N = Lanes<A>::N;
+      const auto from = corners(c);
+      const int64_t count = s.count, stride = padded(depth);
+      A* const to = sampled ? sampled + c : nullptr;
+      Float<A> w[R];
+      for (int v = 0; v < R; ++v) w[v] = load_block<A, V>(with + c + v * N, some);
+      for (int64_t i = 0; i < count; i += 4) {
+        Float<A> acc[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          Float<A> row[R] = {}, dot = {};
+          for (int k = 0; k < 4; ++k) {
+            const E* corner = from.row(i + j, k);
+            const A share = from.share(i + j, k);
+            for (int v = 0; v < R; ++v) row[v] += share * load_block<A, V>(corner + v * N, some);
+          }
+          for (int v = 0; v < R; ++v) {
+            dot += w[v] * row[v];
+            if (to) store(to + (i + j) * stride + v * N, row[v]);
+          }
+          acc[j] = dot;
         }
-        for (int v = 0; v < R; ++v) {
-          acc[j] += w[v] * row[v];
-          if (sampled) store(sampled + (i + j) * stride + c + v * N, row[v]);
-        }
+        add_sums(dots + i, acc);
       }
-      add_sums(dots + i, acc);
-    }
+    });
   });
 }
 
@@ -419,7 +466,7 @@ struct Worker {
   int64_t head(int64_t b, int64_t q, int64_t m) const { return (b * p.queries + q) * p.heads + m; }
 
   // One head reads every M-th piece of its inputs, a stride that the hardware does not foresee.
-  void foresee(int64_t b, int64_t q, int64_t m, const Array& out) const {
+  DETRCLI_OPS_INLINE void foresee(int64_t b, int64_t q, int64_t m, const Array& out) const {
     const int64_t ahead = head(b, q + kAhead, m);
     if (q + kAhead >= p.queries) return;
     prefetch(p.locations, ahead * samples * 2, samples * 2);
@@ -741,15 +788,20 @@ struct Scatterer {
         one[v] = load_block<A, V>(source + c + v * N, some);
         if constexpr (both) two[v] = load_block<A, V>(second + c + v * N, some);
       }
-      for (int64_t i = from; i < from + p.points; ++i) {
+      const A *const first_shares = share, *const second_shares = second_share;
+      const int32_t* const rows[4] = {s.row[0], s.row[1], s.row[2], s.row[3]};
+      const A* const corners[4] = {s.corner[0], s.corner[1], s.corner[2], s.corner[3]};
+      A *const cells = base + c, *const nowhere = dump + c;
+      const int64_t end = from + p.points;
+      for (int64_t i = from; i < end; ++i) {
         Float<A> add[R];
         for (int v = 0; v < R; ++v) {
-          add[v] = share[i] * one[v];
-          if constexpr (both) add[v] += second_share[i] * two[v];
+          add[v] = first_shares[i] * one[v];
+          if constexpr (both) add[v] += second_shares[i] * two[v];
         }
         for (int k = 0; k < 4; ++k) {
-          A* to = (s.row[k][i] == outside ? dump : base + s.row[k][i] * stride) + c;
-          const A w = s.corner[k][i];
+          A* to = rows[k][i] == outside ? nowhere : cells + rows[k][i] * stride;
+          const A w = corners[k][i];
           for (int v = 0; v < R; ++v) store_block<A, V>(to + v * N, load_block<A, V>(to + v * N, some) + w * add[v], some);
         }
       }
