@@ -27,16 +27,16 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # documented, but not declared
+from torch.distributed.rendezvous import rendezvous
 
 from detrcli.errors import DetrError, UsageError
+from detrcli.meeting import PeerError, agreed_name
 
 T = TypeVar("T")
 
+_PASSED_ON = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)]
 GRACE = 20.0  # seconds that the others have to end by themselves once one has failed
-
-
-class PeerError(DetrError):
-    """Another process has gone, or does not answer."""
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class _Rank:
 def on_ranks(count: int, function: Callable[..., T], *args: Any) -> T:
     """What `function(*args)` returns on rank 0 of `count` processes that have joined each other.
 
-    SIGINT and SIGTERM are passed on to them. When one fails, the others get a while to end, and its error is raised here.
+    SIGINT, SIGTERM and SIGUSR1 are passed on to them. When one fails, the others get a while to end, and its error is raised here.
     """
     ranks = _start(count, function, args)
     try:
@@ -176,7 +176,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _passing_on(processes: list[SpawnProcess]) -> Iterator[None]:
-    """SIGINT and SIGTERM go to the processes, which know how to stop."""
+    """SIGINT, SIGTERM and SIGUSR1 go to the processes, which know how to stop and to save."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for process in processes:
@@ -186,7 +186,7 @@ def _passing_on(processes: list[SpawnProcess]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {which: signal.signal(which, pass_on) for which in (signal.SIGINT, signal.SIGTERM)}
+    before = {which: signal.signal(which, pass_on) for which in _PASSED_ON}
     try:
         yield
     finally:
@@ -216,7 +216,11 @@ def joined() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     timeout = timedelta(seconds=float(os.environ.get("DETR_TIMEOUT", "600")))
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout)
+        store, rank, world_size = next(iter(rendezvous("env://", timeout=timeout)))
+        store.set_timeout(timeout)
+        own = PrefixStore(agreed_name(store, rank, world_size, timeout.total_seconds()), store)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=own, rank=rank, world_size=world_size, timeout=timeout)
         yield
     except (dist.DistError, RuntimeError) as error:
         if isinstance(error, dist.DistError) or _of_collective(error):

@@ -11,7 +11,19 @@ ROOT = Path(__file__).parent.parent
 
 # floor by floor, from the ground; a module may import its own floor's packages listed with it, and lower ones
 FLOORS = [
-    {"version", "errors", "types", "boxes", "distributed", "launch", "ops", "files", "runs", "toml"},
+    {
+        "version",
+        "errors",
+        "types",
+        "boxes",
+        "distributed",
+        "launch",
+        "meeting",
+        "ops",
+        "files",
+        "runs",
+        "toml",
+    },
     {"config", "plugins", "postprocess", "nn", "report"},
     {"data", "weights", "models", "zoo", "environment"},
     {"evaluate", "predict", "profile", "export"},

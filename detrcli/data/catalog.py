@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from detrcli import distributed
 from detrcli.data import layouts, shapes
 from detrcli.data.annotations import Dataset
 from detrcli.data.layouts import SPLITS, Loader, Options, split_name
 from detrcli.data.places import names, read_register, registers, roots
-from detrcli.data.structure import missing_files, repair, structure
+from detrcli.data.structure import broken_files, missing_files, repair, structure
 from detrcli.errors import DataError, UsageError, nearest
 
 BadData: TypeAlias = Literal["error", "skip"]
@@ -49,23 +50,36 @@ class Source:
 
 
 def resolve(
-    name: str, split: str, data_root: Path | None = None, *, masks: bool = False, bad_data: BadData = "error"
+    name: str,
+    split: str,
+    data_root: Path | None = None,
+    *,
+    masks: bool = False,
+    bad_data: BadData = "error",
+    headers: bool = False,
 ) -> Dataset:
-    """One split of the data set that `name` means, checked as far as that costs seconds.
+    """One split of the data set that `name` means, checked as far as that costs seconds; with `headers` those of its pictures,
+    too.
 
     Defects that falsify training or evaluation are refused, or with `bad_data="skip"` left out; what was found is in
     `defects` either way.
     """
     skip = bad_data == "skip"
     dataset = find(name, data_root).load(split, Options(masks=masks, strict=not skip))
-    absent = missing_files(dataset)
-    for file in absent:
+    bad = missing_files(dataset)
+    for file in bad:
         dataset.defects.add("missing-file", file)
     dataset.defects.refuse(name, skip=skip)
+    if headers:
+        broken = distributed.from_main(broken_files(dataset, bad) if distributed.is_main() else {})
+        for file, (kind, detail) in broken.items():
+            dataset.defects.add(kind, file, "", detail)
+        dataset.defects.refuse(name, skip=skip)
+        bad += broken
     if not skip:
         return dataset
     found = dataset.defects
-    dataset = repair(dataset, absent)
+    dataset = repair(dataset, bad)
     dataset.defects.merge(found)
     return dataset
 

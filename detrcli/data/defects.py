@@ -67,8 +67,8 @@ KINDS: dict[str, Kind] = {
     ),
     "empty-image": Kind("note", "an image without objects: a negative example", "kept"),
     "missing-file": _fatal("a picture that is listed but not there", "dropped"),
-    "unreadable-image": Kind("error", "a picture that cannot be decoded", "dropped"),
-    "size-differs": Kind("error", "a picture whose size is not the annotated one", "dropped"),
+    "unreadable-image": _fatal("a picture that cannot be decoded", "dropped"),
+    "size-differs": _fatal("a picture whose size is not the annotated one", "dropped"),
     "exif-rotated": Kind("note", "a picture that is turned by its EXIF orientation", "kept"),
     "unusual-mode": Kind("note", "a picture that is not 8-bit RGB or grey: it is converted", "kept"),
     "same-image": Kind("warning", "the same picture twice in a split", "kept"),
@@ -97,8 +97,8 @@ class Defect:
     detail: str = ""
 
     def __str__(self) -> str:
-        detail = f": {self.detail}" if self.detail else ""
-        return f"{self.file} {self.where}{detail}".strip()
+        place = f"{self.file} {self.where}".strip()
+        return f"{place}: {self.detail}" if self.detail else place
 
 
 @dataclass(slots=True)
@@ -137,6 +137,12 @@ class Defects:
             f"{self.examples[first][0]}: {KINDS[first].means}{more}",
             hint=f"see all: detr data check {name}   repair a copy: detr data check {name} --fix OUT",
         )
+
+    def pictures(self) -> dict[str, str]:
+        """The pictures that cannot be used, with the reason."""
+        kinds = ("missing-file", "unreadable-image", "size-differs")
+        found = (defect for kind in kinds for defect in self.examples.get(kind, ()))
+        return {defect.file: defect.detail or KINDS[defect.kind].means for defect in found}
 
     def to_json(self) -> list[dict[str, Any]]:
         return [

@@ -42,13 +42,22 @@ class SetCriterion:
         )
 
     def __call__(self, output: Output, targets: Sequence[Target], num_boxes: float | None = None) -> Losses:
-        layers = (*output.aux, output)
-        logits = at_least_float32(torch.stack([layer.logits for layer in layers]))
-        boxes = at_least_float32(torch.stack([layer.boxes for layer in layers]))
-        with torch.autocast(boxes.device.type, enabled=False):
-            values = self.layer_losses(logits, boxes, targets, count_boxes(targets, boxes.device, num_boxes))
-        suffixes = [*(f"_{i}" for i in range(len(output.aux))), ""]
-        return self.weigh(values, suffixes)
+        (losses,) = self.each([(output, targets)], num_boxes)
+        return losses
+
+    def each(
+        self, answers: Sequence[tuple[Output, Sequence[Target]]], num_boxes: float | None = None
+    ) -> list[Losses]:
+        """The same for several answers to the same pictures, as a decoder's and its proposals': matched in one go."""
+        device = answers[0][0].boxes.device
+        with torch.autocast(device.type, enabled=False):
+            count = count_boxes(answers[0][1], device, num_boxes)
+            given = [(*stacked(output), targets) for output, targets in answers]
+            matched = zip(answers, given, self.matcher.each(given), strict=True)
+            return [
+                self.weigh(self.layer_losses(*one, count, matches), suffixes(output))
+                for (output, _), one, matches in matched
+            ]
 
     def layer_losses(
         self,
@@ -56,14 +65,13 @@ class SetCriterion:
         boxes: Tensor,
         targets: Sequence[Target],
         num_boxes: Tensor,
-        matches: Matches | None = None,
+        matches: Matches,
     ) -> dict[str, Tensor]:
-        """Unweighted losses, (L,) each, of logits (L, B, Q, K) and boxes (L, B, Q, 4); matched here unless matches are given.
+        """Unweighted losses, (L,) each, of logits (L, B, Q, K) and boxes (L, B, Q, 4) that were matched.
 
         `num_boxes` is `count_boxes`; what is divided by it is divided by at least 1.
         """
         at_least_one = num_boxes.clamp(min=1)
-        matches = matches or self.matcher(logits, boxes, targets)
         labels = torch.cat([t.labels for t in targets])[matches.target]
         wanted = torch.cat([t.boxes for t in targets])[matches.target].to(boxes.dtype)
         guess = boxes[matches.places]  # (N, 4)
@@ -93,13 +101,27 @@ class SetCriterion:
         return focal_loss(logits, matches.places, labels) / num_boxes.clamp(min=1)
 
 
+def stacked(output: Output) -> tuple[Tensor, Tensor]:
+    """Logits (L, B, Q, K) and boxes (L, B, Q, 4) of all layers, the last one last."""
+    layers = (*output.aux, output)
+    return (
+        at_least_float32(torch.stack([layer.logits for layer in layers])),
+        at_least_float32(torch.stack([layer.boxes for layer in layers])),
+    )
+
+
+def suffixes(output: Output) -> list[str]:
+    """Of the names of the terms of all layers."""
+    return [*(f"_{i}" for i in range(len(output.aux))), ""]
+
+
 def count_boxes(targets: Sequence[Target], device: torch.device, given: float | None = None) -> Tensor:
     """How many objects a backward pass has: given, or the mean over ranks of this batch's."""
     count = sum(len(t.labels) for t in targets)
     return (
         distributed.mean_over_ranks(count, device)
         if given is None
-        else torch.tensor(float(given), device=device)
+        else torch.tensor(float(given)).to(device, non_blocking=True)
     )
 
 

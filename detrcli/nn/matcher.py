@@ -9,6 +9,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -62,29 +63,44 @@ class HungarianMatcher:
 
     def __call__(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Matches:
         """logits (L, B, Q, K) and boxes (L, B, Q, 4), cxcywh; one Target an image."""
-        counts = [len(t.labels) for t in targets]
-        if not any(counts) or boxes.shape[2] == 0:
-            empty = torch.zeros(0, dtype=torch.int64, device=boxes.device)
-            return Matches((empty, empty, empty), empty)
-        if max(counts) > boxes.shape[2]:
-            _note_more_objects(boxes.shape[2])
-        cost = self.cost(logits, boxes, targets).cpu().numpy()
-        first = np.cumsum([0, *counts])
-        pairs = [
-            (layer, image, *_solve(cost[layer, image, :count], layer, image), first[image])
-            for layer in range(len(cost))
-            for image, count in enumerate(counts)
-            if count
-        ]
-        columns = np.concatenate(
-            [
-                np.stack((np.full_like(query, layer), np.full_like(query, image), query, own + start))
-                for layer, image, own, query, start in pairs
-            ],
-            axis=1,
-        )
-        layers, images, queries, target = torch.from_numpy(columns).to(boxes.device)
-        return Matches((layers, images, queries), target)
+        (matches,) = self.each([(logits, boxes, targets)])
+        return matches
+
+    def each(self, answers: Sequence[tuple[Tensor, Tensor, Sequence[Target]]]) -> list[Matches]:
+        """The same for several answers at once, as a decoder's and its proposals': their costs travel together."""
+        costs = [self.cost(*answer) for answer in answers]
+        flat = _on_host(torch.cat([cost.flatten() for cost in costs]))
+        ends = np.cumsum([cost.numel() for cost in costs])
+        parts = zip(np.split(flat, ends[:-1]), costs, answers, strict=True)
+        solved = [_solved(part.reshape(cost.shape), targets) for part, cost, (_, _, targets) in parts]
+        pairs = torch.from_numpy(np.concatenate(solved, axis=1)).to(costs[0].device, non_blocking=True)
+        bounds = np.cumsum([0, *(part.shape[1] for part in solved)]).tolist()
+        cuts = [pairs[:, start:end].unbind() for start, end in pairwise(bounds)]
+        return [Matches((layer, image, query), target) for layer, image, query, target in cuts]
+
+
+def _on_host(values: Tensor) -> np.ndarray:
+    """The one place of a step where the host waits for the device, but for the numbers to show."""
+    return values.cpu().numpy()
+
+
+def _solved(cost: np.ndarray, targets: Sequence[Target]) -> np.ndarray:
+    """Layer, image, query and target of every pair, (4, N); cost (L, B, T, Q)."""
+    counts = [len(t.labels) for t in targets]
+    if max(counts) > cost.shape[3] > 0:
+        _note_more_objects(cost.shape[3])
+    first = np.cumsum([0, *counts])
+    pairs = [
+        (layer, image, *_solve(cost[layer, image, :count], layer, image), first[image])
+        for layer in range(len(cost))
+        for image, count in enumerate(counts)
+        if count
+    ]
+    columns = [
+        np.stack((np.full_like(query, layer), np.full_like(query, image), query, own + start))
+        for layer, image, own, query, start in pairs
+    ]
+    return np.concatenate([np.zeros((4, 0), np.int64), *columns], axis=1)
 
 
 @functools.cache

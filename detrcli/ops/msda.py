@@ -42,7 +42,7 @@ def sampling_locations(shapes: Shapes, reference: Tensor, offsets: Tensor) -> Te
 
 def like(tensor: Tensor, numbers: Sequence[Any]) -> Tensor:
     """Numbers in the type and at the place of a tensor; unlike `new_tensor`, sizes stay variable in an exported graph."""
-    return torch.tensor(numbers, dtype=tensor.dtype, device=tensor.device)
+    return torch.tensor(numbers, dtype=tensor.dtype).to(tensor.device, non_blocking=True)
 
 
 def sample_grid(rows: Tensor, height: int, width: int, locations: Tensor) -> Tensor:

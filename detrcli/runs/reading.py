@@ -6,13 +6,16 @@ import json
 import math
 import os
 import stat
+import tomllib
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import Any, BinaryIO
 
 MAX_DOCUMENT = 16 << 20  # bytes of a JSON document
+MAX_SETTINGS = 1 << 20  # bytes of a TOML document
 MAX_LINE = 1 << 16  # bytes of a line of metrics
 
 
@@ -38,6 +41,19 @@ def document(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def settings(path: Path) -> dict[str, Any] | None:
+    """The TOML table in a file, likewise; dates become texts."""
+    try:
+        with opened(path) as file:
+            text = file.read(MAX_SETTINGS + 1)
+        if len(text) > MAX_SETTINGS:
+            return None
+        found: dict[str, Any] = printable(tomllib.loads(text.decode("utf-8", "replace"), parse_float=finite))
+        return found
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def table(text: bytes) -> dict[str, Any] | None:
     """A JSON table whose numbers are finite and whose texts can be printed, else None."""
     try:
@@ -55,12 +71,14 @@ def finite(text: str) -> float | None:
 
 
 def printable(value: Any) -> Any:
-    """The value with halves of surrogate pairs replaced in every text; no encoding has a place for them."""
+    """The value as JSON has it, with halves of surrogate pairs replaced in every text; no encoding has a place for them."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, dict):
         return {printable(key): printable(item) for key, item in value.items()}
-    return [printable(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [printable(item) for item in value]
+    return value if isinstance(value, (bool, int, float, NoneType)) else str(value)
 
 
 def lines(path: Path) -> Iterator[bytes]:

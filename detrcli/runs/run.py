@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from detrcli.errors import DetrError, UsageError, nearest
+from detrcli.runs import reading
 from detrcli.runs.folder import root
 from detrcli.runs.history import METRICS_FILE, History, read_history
 from detrcli.runs.lock import held
 from detrcli.runs.reading import document, number, printable, shown
 
-RUN_FILE, PLAN_FILE, ENVIRONMENT_FILE = "run.json", "plan.json", "environment.json"
+RUN_FILE, CONFIG_FILE, ENVIRONMENT_FILE = "run.json", "config.toml", "environment.json"
 STATUSES = ("running", "finished", "interrupted", "failed")
 MAX_FILES = 100_000  # that are counted
 DEEPEST = 8  # tables in tables of settings
@@ -76,8 +77,9 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """Every setting by its dotted path, as --set spells it; empty where they cannot be read."""
-        flat = _flat(document(self.folder / PLAN_FILE) or {})
-        return {f"model.{path[7:]}" if path.startswith("config.") else path: value for path, value in flat}
+        said = reading.settings(self.folder / CONFIG_FILE) or {}
+        parts = said.pop("set", None)
+        return dict(_flat(said)) | dict(_flat(parts if isinstance(parts, dict) else {}))
 
     def environment(self) -> dict[str, Any]:
         return document(self.folder / ENVIRONMENT_FILE) or {}

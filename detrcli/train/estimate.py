@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +13,7 @@ import torch
 from detrcli.errors import UsageError
 from detrcli.train.guard import MemoryShortError
 from detrcli.train.job import Job, assemble
+from detrcli.train.machine import peak_bytes
 from detrcli.train.plan import Plan
 from detrcli.types import Batch, Target
 
@@ -71,7 +70,7 @@ def estimate(plan: Plan, devices: int = 1) -> Estimate:
         parts=parts,
         step_seconds=seconds,
         waited_seconds=waited,
-        peak_bytes=_peak(job.device),
+        peak_bytes=peak_bytes(job.device),
     )
 
 
@@ -86,13 +85,6 @@ def _timed(job: Job) -> tuple[float, float]:
         took.append(job.trainer.step(parts, number, 0, 1.0).seconds)
         asked = time.perf_counter()
     return float(np.median(took[1:])), float(np.median(waited[1:]))
-
-
-def _peak(device: str) -> int:
-    if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_reserved(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def with_largest_batch(plan: Plan, devices: int = 1) -> Plan:

@@ -11,6 +11,7 @@ import torch
 
 from detrcli import distributed
 from detrcli.errors import DetrError, NonFiniteError
+from detrcli.train.machine import all_bytes, peak_bytes
 from detrcli.types import Batch
 
 
@@ -49,7 +50,7 @@ def explained(batches: Sequence[Batch], device: str, number: int) -> Iterator[No
             raise
         shape = max((tuple(b.images.shape) for b in batches), key=math.prod)
         raise MemoryShortError(
-            f"out of memory at step {number}: {shape[0]} pictures at once of {shape[2]} x {shape[3]}{_peak(device)}",
+            f"out of memory at step {number}: {shape[0]} pictures at once, padded to {shape[3]} x {shape[2]}{_peak(device)}",
             hint=_advice(shape[0], sum(len(b.image_ids) for b in batches)),
         ) from error
 
@@ -63,13 +64,8 @@ def is_short(error: BaseException) -> bool:
 
 
 def _peak(device: str) -> str:
-    if not device.startswith("cuda"):
-        return ""
-    peak, total = (
-        torch.cuda.max_memory_allocated(device),
-        torch.cuda.get_device_properties(device).total_memory,
-    )
-    return f"; peak {peak / 2**30:.1f} of {total / 2**30:.1f} GiB"
+    peak, there = peak_bytes(device) / 2**30, all_bytes(device) / 2**30
+    return f"; peak {peak:.1f} of {there:.1f} GiB" if there else ""
 
 
 def _advice(at_once: int, batch: int) -> str:
@@ -77,4 +73,7 @@ def _advice(at_once: int, batch: int) -> str:
     if at_once == 1:
         return f"one picture at a time is too much already: {ways}"
     half = next(n for n in range(at_once // 2, 0, -1) if batch % n == 0)
-    return f"--device-batch {half} (the same batch in more parts), or let --auto-batch find it; or {ways}"
+    return (
+        f"the same batch in more parts: --device-batch {half} (to go on: --resume RUN --device-batch {half} --allow-change "
+        f"device_batch), or let --auto-batch find it; or {ways}"
+    )

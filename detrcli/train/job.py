@@ -31,6 +31,8 @@ from detrcli.train.thrift import freeze, recompute
 from detrcli.types import Categories
 from detrcli.weights.warm import told, warm_start
 
+FEW = 10_000  # training pictures, with which DETR and its kin score close to nothing
+
 
 @dataclass(slots=True, kw_only=True)
 class Job:
@@ -132,7 +134,8 @@ def _prepare_machine(plan: Plan) -> list[str]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS has no such form
         torch.use_deterministic_algorithms(True)
     if plan.device != "cpu":
-        return []
+        exact = "to the bit" if plan.deterministic else "to rounding; to the bit with --deterministic"
+        return [f"the same numbers come out on this kind of device {exact}"]
     threads = choose_threads(plan.workers)
     return [
         f"{threads} thread{'s' if threads > 1 else ''}: the same numbers come out with as many on this kind of machine"
@@ -144,8 +147,9 @@ def _data(plan: Plan, model: Model) -> tuple[Dataset, Dataset | None]:
     masks = "masks" in model.family.needs(model.config)
     source = catalog.find(plan.data, root)
     skip: catalog.BadData = "skip" if plan.bad_data == "skip" else "error"
-    dataset = catalog.resolve(plan.data, "train", root, masks=masks, bad_data=skip)
-    val = catalog.resolve(plan.data, "val", root, bad_data=skip) if "val" in source.splits else None
+    dataset = catalog.resolve(plan.data, "train", root, masks=masks, bad_data=skip, headers=True)
+    has_val = "val" in source.splits
+    val = catalog.resolve(plan.data, "val", root, bad_data=skip, headers=True) if has_val else None
     if len(dataset) == 0:
         raise DataError(
             f"{plan.data} has no training pictures", hint=f"look at it: detr data info {plan.data}"
@@ -163,6 +167,22 @@ def _about_data(plan: Plan, dataset: Dataset, val: Dataset | None) -> list[str]:
         notes.append(f"{boxed} of {objects} objects have no segmentation: their masks are their boxes")
     if val is None:
         notes.append("no validation split: nothing is scored, the last weights count as the best")
+    return [*notes, *_about_size(plan, dataset)]
+
+
+def _about_size(plan: Plan, dataset: Dataset) -> list[str]:
+    """What is too small to learn from as it is."""
+    notes, images, batch = [], len(dataset), plan.recipe.batch_size
+    classes, counts = dataset.categories.names, dataset.defects.counts
+    if images < batch:
+        notes.append(
+            f"{images} training pictures do not fill a batch of {batch}: each step learns from all of them"
+        )
+    if unseen := counts["empty-category"]:
+        names = ", ".join(example.detail for example in dataset.defects.examples["empty-category"][:5])
+        notes.append(
+            f"{unseen} of {len(classes)} classes have no training objects: {names}{', …' if unseen > 5 else ''}"
+        )
     return notes
 
 
@@ -184,8 +204,18 @@ def _starts_from(net: nn.Module, plan: Plan, model: Model, dataset: Dataset) -> 
     for module in net.modules():
         if isinstance(module, Backbone) and module.config.pretrained:
             module.load_pretrained()
-            return [f"backbone starts from {module.config.starts_from}"]
+            return [f"backbone starts from {module.config.starts_from}", *_few(len(dataset), model)]
     return ["all weights start from nothing"]
+
+
+def _few(images: int, model: Model) -> list[str]:
+    """The rest of a detector is learned from nothing then, which takes many pictures."""
+    if images >= FEW:
+        return []
+    known = next((weights.repo for weights in model.variant.weights), "a trained one")
+    return [
+        f"{images} training pictures are few for all but the backbone to start from nothing: better --weights {known}"
+    ]
 
 
 def _thrift(net: nn.Module, plan: Plan, model: Model) -> list[str]:

@@ -14,6 +14,7 @@ from detrcli.config import assign, from_plain, settings, to_plain
 from detrcli.errors import UsageError
 from detrcli.nn.inference import choose_device
 from detrcli.plugins import Recipe, resolve
+from detrcli.weights.resolve import starting_from
 
 Amp = Literal["off", "bf16", "fp16"]
 BadData = Literal["stop", "skip"]
@@ -128,7 +129,7 @@ def make_plan(request: Request) -> Plan:
         raise UsageError(
             "train needs data and a model", hint="for example: detr train shapes --model detr/tiny"
         )
-    model = resolve(request.model)
+    model = starting_from(request.model, request.weights)
     layers = [request.under, request] if request.under else [request]
     epochs = next((layer.epochs for layer in reversed(layers) if layer.epochs), None)
     device = str(choose_device(request.device))
@@ -152,7 +153,7 @@ def changed(plan: Plan, request: Request) -> Plan:
     direct = {f.name for f in fields(Plan)} & {f.name for f in fields(Request)}
     said = {name: value for name in direct if (value := getattr(request, name)) not in (None, "")}
     if request.model:
-        said["model"] = resolve(request.model).name
+        said["model"] = starting_from(request.model, request.weights).name
     if request.device is not None:
         said["device"] = str(choose_device(request.device))
     plan = replace(plan, **said)

@@ -1,8 +1,7 @@
 """What a training run leaves behind.
 
 run.json            what it is: status, model, data, best score, when            (rewritten whole)
-plan.json           every setting, resolved                                       (written once)
-config.toml         the same for people: `detr train --config` runs it again      (written once)
+config.toml         every setting, resolved: `--resume` goes on with it, `--config` runs it again
 environment.json    versions, devices, kernels, command line, the project's commit
 metrics.jsonl       one line a step that was logged, one a evaluation             (appended)
 best.safetensors    the weights that scored best, with classes and preprocessing
@@ -18,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,14 +28,14 @@ from torch import Tensor
 
 from detrcli import environment, runs
 from detrcli.config import to_plain
-from detrcli.errors import CheckpointError, DetrError
+from detrcli.errors import CheckpointError, DetrError, UsageError
 from detrcli.files import replacing
 from detrcli.plugins import resolve
 from detrcli.report import refresh
 from detrcli.runs import lock
 from detrcli.runs.history import METRICS_FILE
 from detrcli.runs.reading import document, table
-from detrcli.runs.run import ENVIRONMENT_FILE, PLAN_FILE
+from detrcli.runs.run import CONFIG_FILE, ENVIRONMENT_FILE
 from detrcli.train import settings
 from detrcli.train.plan import Plan
 from detrcli.types import Categories
@@ -57,14 +57,22 @@ class Record:
     _warned: bool = field(default=False, init=False)
 
     def start(self) -> None:
-        self._open()
-        self._settings()
-        self._json(ENVIRONMENT_FILE, environment.of_a_run())
-        self.status("running")
+        """The first files of a new run; where they cannot be written, none of them and no folder stay behind."""
+        try:
+            self._open()
+            self._settings()
+            self._json(ENVIRONMENT_FILE, environment.of_a_run())
+            self.status("running")
+        except DetrError:
+            self.close()
+            for name in (METRICS_FILE, CONFIG_FILE, ENVIRONMENT_FILE):
+                (self.folder / name).unlink(missing_ok=True)
+            with suppress(OSError):  # the folder was there before, and is held
+                self.folder.rmdir()
+            raise
 
     def _settings(self) -> None:
-        self._json(PLAN_FILE, self.plan.to_plain())
-        config = self.folder / "config.toml"
+        config = self.folder / CONFIG_FILE
         with replacing(config) as temporary:
             temporary.write_text(settings.write(config, self.plan), encoding="utf-8")
 
@@ -158,8 +166,8 @@ def _end_of(path: Path, step: int, scored: int) -> int:
 
 def read_plan(folder: Path) -> Plan:
     try:
-        return Plan.from_plain(json.loads((folder / "plan.json").read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return settings.plan(folder / CONFIG_FILE)
+    except UsageError as error:
         raise CheckpointError(
             f"{folder} is no training run that can be resumed: {error}",
             hint="name the folder that `detr train` printed",

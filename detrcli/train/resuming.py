@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,24 @@ import torch
 from detrcli import distributed, runs
 from detrcli.config import settings
 from detrcli.errors import CheckpointError, UsageError, unknown
+from detrcli.report import CURVES_FILE, PAGE_FILE
+from detrcli.report.tables import EVALUATIONS_FILE, STEPS_FILE
+from detrcli.runs import lock
+from detrcli.runs.history import METRICS_FILE
+from detrcli.runs.run import CONFIG_FILE, ENVIRONMENT_FILE, RUN_FILE
 from detrcli.train import state
 from detrcli.train.job import Job
+from detrcli.train.loggers import REMEMBERED
 from detrcli.train.plan import HARMLESS, Plan, Request, changed, differences
 from detrcli.train.record import read_plan
+from detrcli.weights.resolve import starting_from
 
 AUTO = "auto"
+# what there may be in a run's folder before its first state
+_EARLY = {
+    METRICS_FILE, CONFIG_FILE, ENVIRONMENT_FILE, RUN_FILE, PAGE_FILE, CURVES_FILE, STEPS_FILE, EVALUATIONS_FILE,
+    REMEMBERED, "tensorboard", "wandb",
+}  # fmt: skip
 _BUILT_IN = ("model", "config.", "lr_factors", "freeze")  # the state is of this very model and optimiser
 
 
@@ -25,16 +38,51 @@ def find(resume: str | Path, request: Request, out: Path | None) -> Path | None:
     if str(resume) != AUTO:
         return Path(resume) if Path(resume).exists() else runs.find(str(resume)).folder
     if out is not None:
-        return out if state.exists(out) else None
-    found = [run for run in runs.root("train").glob("*") if state.exists(run) and _is_meant(run, request)]
+        if state.exists(out):
+            return out
+        _clear(out)
+        return None
+    model = starting_from(request.model, request.weights).name if request.model else None
+    found = [
+        run
+        for run in runs.root("train").glob("*")
+        if state.exists(run) and _is_meant(run, request.data or None, model)
+    ]
     return max(found, key=lambda run: (run / "run.json").stat().st_mtime, default=None)
 
 
-def _is_meant(run: Path, request: Request) -> bool:
+def _clear(out: Path) -> None:
+    """Take away what a run left that ended before it had a state, so that the same command begins anew there, as a scheduler
+    expects. A folder with anything else in it, weights among them, is left as it is."""
+    entries = list(out.iterdir()) if out.is_dir() else []
+    foreign = [path for path in entries if path.name not in _EARLY and not _is_temporary(path)]
+    mark = out / METRICS_FILE  # the first file of every run
+    if (
+        foreign
+        or mark not in entries
+        or lock.held(mark)
+        or (runs.read(out) or {}).get("status") == "finished"
+    ):
+        return
+    for path in entries:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _is_temporary(path: Path) -> bool:
+    """What `files.replacing` had in hand."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
+def _is_meant(run: Path, data: str | None, model: str | None) -> bool:
     about = runs.read(run) or {}
-    same = not request.data or about.get("data") == request.data
-    wanted = not request.model or str(about.get("model", "")).startswith(request.model)
-    return same and wanted and about.get("status") != "finished"
+    return (
+        data in (None, about.get("data"))
+        and model in (None, about.get("model"))
+        and about.get("status") != "finished"
+    )
 
 
 def plan_of(folder: Path, request: Request, allow: Sequence[str]) -> Plan:

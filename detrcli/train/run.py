@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,10 @@ from detrcli.train.machine import enough_room
 from detrcli.train.optim import rate_at
 from detrcli.train.plan import Plan, Request, make_plan
 from detrcli.train.record import Record
-from detrcli.train.signals import noted
+from detrcli.train.signals import Noted, noted
 from detrcli.train.watch import Audience, Watcher
+
+SAVING = 0.05  # of the time may go into states at the ends of epochs that are not scored
 
 logger = logging.getLogger(__name__)
 
@@ -77,15 +79,15 @@ def _train(
     job = assemble(plan, fresh=not resumed)
     if folder:
         resuming.restore(job, folder)
-    elif main:
-        folder = _new_folder(job.plan, out)
+    if main and not job.done:
+        enough_room(folder or out or runs.root("train"), job.net, averaged=job.average is not None)
+        folder = folder or _new_folder(job.plan, out)
     folder = distributed.from_main(folder)
     assert folder is not None
     job.record = Record(folder, job.plan, job.categories)
     if job.done:
         return RunResult(folder, job.step, (runs.read(folder) or {}).get("metrics", {}), job.best)
     if main:
-        enough_room(folder, job.net, averaged=job.average is not None)
         if resumed:
             job.record.go_on(job.step, job.scored)
         else:
@@ -109,13 +111,14 @@ class Run:
         self.job, self.audience = job, audience
         self.main = distributed.is_main()
         self.metrics: dict[str, float] = {}
-        self.saved_at = time.monotonic()
+        self.saved_at, self.save_took = time.monotonic(), 0.0
+        self.signals = Noted()
 
     def whole(self) -> RunResult:
-        with noted() as stopped:
+        with noted() as self.signals:
             try:
                 self.audience.begins(self.job)
-                self._steps(stopped)
+                self._steps()
             except NonFiniteError as error:
                 self._save()  # the step was not taken: the weights are good
                 self._failed(error)
@@ -125,16 +128,16 @@ class Run:
                 raise
             finally:
                 self.audience.ended()
-            return self._finish(stopped())
+            return self._finish(self.signals.end)
 
-    def _steps(self, stopped: Callable[[], int | None]) -> None:
+    def _steps(self) -> None:
         """Every step that is left, epoch after epoch, and the end of each epoch, until it is over or a signal comes."""
         job = self.job
         job.net.train()
         while True:
             if job.due:
                 try:
-                    self._end_of_epoch(stopped)
+                    self._end_of_epoch()
                 except _Stopped:
                     return
             if job.over:
@@ -143,7 +146,7 @@ class Run:
                 if self.main:
                     job.record.log(_line(step))
                 self.audience.step(step)
-                if distributed.any_rank(stopped() is not None, torch.device(job.device)):
+                if distributed.any_rank(self.signals.end is not None, torch.device(job.device)):
                     return
                 self._save_now_and_then()
 
@@ -161,25 +164,29 @@ class Run:
             job.step += 1
             yield step
 
-    def _end_of_epoch(self, stopped: Callable[[], int | None]) -> None:
-        """Score if it is time to, and save."""
+    def _end_of_epoch(self) -> None:
+        """Score if it is time to, and save; without a score only if saving takes a small part of the time."""
         job = self.job
         last, epoch = job.step == job.steps, job.step // job.steps_per_epoch
-        if job.val is not None and (last or epoch % job.plan.eval_every == 0):
-            self._score(epoch, stopped)
-        elif last and job.val is None:
+        scoring = job.val is not None and (last or epoch % job.plan.eval_every == 0)
+        if (scoring or last) and self.main and not state.exists(job.record.folder):
+            self._save()  # before weights are kept: a folder with weights is one to go on with
+        if scoring:
+            self._score(epoch)
+        elif last:
             self._keep_best()
         job.scored = job.step
-        self._save()
+        if scoring or last or time.monotonic() - self.saved_at > self.save_took / SAVING:
+            self._save()
 
-    def _score(self, epoch: int, stopped: Callable[[], int | None]) -> None:
+    def _score(self, epoch: int) -> None:
         job, plan = self.job, self.job.plan
         assert job.val is not None
 
         watched = self.audience.evaluating(len(job.val))
 
         def advance(done: int) -> None:
-            if stopped() and not distributed.running():
+            if self.signals.end and not distributed.running():
                 raise _Stopped
             if watched:
                 watched(done)
@@ -215,18 +222,20 @@ class Run:
         self.job.record.weights(name, self.job.answering.state_dict(), step=self.job.step, **metrics)
 
     def _save_now_and_then(self) -> None:
-        if time.monotonic() - self.saved_at > 60 * self.job.plan.save_every:
+        if self.signals.save or time.monotonic() - self.saved_at > 60 * self.job.plan.save_every:
             self._save()
 
     def _save(self) -> None:
         """State and last weights. A disk that is full does not end the run; the next time may do better."""
         if not self.main:
             return
-        self.saved_at = time.monotonic()
+        begun, self.signals.save = time.monotonic(), False
         self.job.unsaved = None
         with self._tolerated():
             state.save(self.job.record.folder, resuming.content(self.job))
             self._weights("last.safetensors")
+        self.saved_at = time.monotonic()
+        self.save_took = self.saved_at - begun
 
     @contextmanager
     def _tolerated(self) -> Iterator[None]:
@@ -246,18 +255,16 @@ class Run:
         job = self.job
         if not job.done:
             self._save()
-        skipped = {
-            name: why for found in distributed.all_of(job.loader.skipped) for name, why in found.items()
-        }
+        left_out = self._left_out() if job.plan.bad_data == "skip" else {}
         if self.main:
-            facts: dict[str, Any] = {"metrics": self.metrics} if self.metrics else {}
-            facts |= {"skipped": skipped} if job.plan.bad_data == "skip" else {}
+            facts = {"metrics": self.metrics} if self.metrics else {}
             with self._tolerated():
                 self.job.record.status(
                     "finished" if job.done else "interrupted",
                     step=job.step,
                     best_ap=job.best,
                     **facts,
+                    **left_out,
                 )
         if job.unsaved is not None:
             raise DetrError(
@@ -265,6 +272,18 @@ class Run:
                 hint=f"free some space, then: detr train --resume {job.record.folder}",
             ) from job.unsaved
         return RunResult(job.record.folder, job.step, self.metrics, job.best, None if job.done else signal)
+
+    def _left_out(self) -> dict[str, Any]:
+        """What was not learned from: pictures with the reason, and all defects of the data with what was done about them."""
+        job = self.job
+        before = runs.read(job.record.folder) or {}  # of the part of the run before it was resumed
+        skipped: dict[str, dict[str, str]] = before.get("skipped") or {}
+        splits = [split for split in (job.dataset, job.val) if split is not None]
+        for split in splits:
+            skipped.setdefault(split.split, {}).update(split.defects.pictures())
+        for met in distributed.all_of(job.loader.skipped):
+            skipped["train"].update(met)
+        return {"skipped": skipped, "defects": {split.split: split.defects.to_json() for split in splits}}
 
 
 def _line(step: Step) -> dict[str, Any]:

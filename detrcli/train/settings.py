@@ -41,8 +41,19 @@ def as_table(plan: Plan) -> dict[str, Any]:
     """The plan in the words of a request; the recipe whole, so that none needs to be chosen."""
     whole = to_plain(plan)
     kept = {f.name for f in fields(Request)} & whole.keys()
-    table = {name: value for name, value in whole.items() if name in kept and value is not None}
+    table = {name: value for name, value in whole.items() if name in kept}
     return table | {"set": {"model": whole["config"], "recipe": whole["recipe"]}}
+
+
+def plan(file: Path) -> Plan:
+    """The plan that `write` wrote, as it was: what this machine would choose, and what flags say, plays no part."""
+    table = toml.read(file)
+    whole = table.pop("set", {})
+    if not isinstance(whole, dict) or not {"model", "recipe"} <= whole.keys():
+        raise UsageError(f"{file} does not hold every setting of a run", hint="it runs again with --config")
+    return _located(
+        file, lambda: Plan.from_plain({**table, "config": whole["model"], "recipe": whole["recipe"]})
+    )
 
 
 def read(file: Path) -> Request:

@@ -196,6 +196,25 @@ def test_pictures_are_opened_to_the_end(coco_folder, kind):
     assert ("a.jpg" in left) == (KINDS[kind].repair == "kept")
 
 
+@pytest.mark.parametrize("kind", ["unreadable-image", "size-differs"])
+def test_headers_are_read_before_a_training(coco_folder, kind):
+    """The miniature is sound, with its turned, grey and empty pictures; a picture whose size stands far behind its beginning, too."""
+    a = coco_folder / "train2017" / "a.jpg"
+    with Image.open(a) as image:
+        image.save(a, icc_profile=bytes(200_000))
+    assert not resolve(str(coco_folder), "train", headers=True).defects.counts[kind]
+    if kind == "unreadable-image":
+        a.write_text("<html>")
+    else:
+        picture(48, 64).save(a)  # annotated as 64 x 48, and not turned
+    resolve(str(coco_folder), "train")
+    with pytest.raises(DataError, match=r"a\.jpg: .*: a picture (that cannot be decoded|whose size)"):
+        resolve(str(coco_folder), "train", headers=True)
+    left = resolve(str(coco_folder), "train", headers=True, bad_data="skip")
+    assert "a.jpg" not in list(left.annotations.names)
+    assert left.defects.counts[kind] == 1
+
+
 def test_a_missing_picture_stops_training_before_it_starts(coco_folder):
     (coco_folder / "train2017" / "a.jpg").unlink()
     with pytest.raises(DataError, match=r"a\.jpg: a picture that is listed but not there"):

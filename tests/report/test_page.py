@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from detrcli import toml
 from detrcli.report import page
 from detrcli.runs.run import open_run
 
@@ -53,7 +54,8 @@ def forged(folder, text=HOSTILE):
     about = {"status": "failed", "best_ap": 0.5, "metrics": {"ap": 0.5, text: 0.1}}
     texts = dict.fromkeys(("model", "data", "error", "started_at", "finished_at"), text)
     (folder / "run.json").write_text(json.dumps(about | texts))
-    (folder / "plan.json").write_text(json.dumps({text: text, "config": {text: [text]}}))
+    table = toml.dumps({text: text, "set": {"model": {text: [text]}}})
+    (folder / "config.toml").write_text(table, encoding="utf-8")
     (folder / "environment.json").write_text(json.dumps({"command": text, text: {text: text}}))
     steps = [{"step": i, "epoch": 0, "loss": 1 / (i + 1), text: 1.0} for i in range(5)]
     (folder / "metrics.jsonl").write_text(

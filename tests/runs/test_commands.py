@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
@@ -52,11 +51,11 @@ def test_a_mistyped_run_has_a_nearest_name(copy):
 def test_compared_runs_show_what_differs(copy, tmp_path):
     copy("a")
     other = copy("b", best_ap=0.5)
-    plan = json.loads((other / "plan.json").read_text())
-    plan["recipe"]["lr"] = 3e-5
-    (other / "plan.json").write_text(json.dumps(plan))
+    config = (other / "config.toml").read_text()
+    changed = config.replace("lr = 0.001\n", "lr = 3e-5\n").replace('ema = "none"\n', "ema = 0.9\n")
+    (other / "config.toml").write_text(changed)
     facts = detr("runs", "compare", "a", "b", "--json").json
-    assert facts["settings"] == {"recipe.lr": [0.001, 3e-5]}
+    assert facts["settings"] == {"ema": ["none", 0.9], "recipe.lr": [0.001, 3e-5]}
     done = detr("runs", "compare", "a", "b", "--html", "page.html", "--png", "curves.png", cwd=tmp_path)
     assert done.code == 0, done.err
     assert "0.500" in done.out

@@ -71,7 +71,7 @@ def zoo_of_horrors(place, copy, tmp_path):
         error=HOSTILE,
     )
     nested = copy("nested")
-    (nested / "plan.json").write_text('{"a":' * 900 + "1" + "}" * 900)
+    (nested / "config.toml").write_text("a = " + "[" * 900 + "]" * 900)
     (nested / "run.json").write_text('{"status":"finished","metrics":' + "[" * 100_000)
     huge = copy("huge")
     with (huge / "run.json").open("ab") as file:
@@ -88,7 +88,7 @@ def zoo_of_horrors(place, copy, tmp_path):
     (outside / "run.json").write_text('{"status": "finished", "secret": "canary"}')
     (place / "link").symlink_to(outside)
     inner = copy("links inside")
-    for name in ("plan.json", "environment.json", METRICS_FILE):
+    for name in ("config.toml", "environment.json", METRICS_FILE):
         (inner / name).unlink()
         (inner / name).symlink_to(outside / "run.json")
     (place / ("x" * 200 + "\x1b[31m")).mkdir()

@@ -10,10 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from detrcli import files
 from detrcli.data.catalog import resolve
@@ -21,7 +23,7 @@ from detrcli.errors import CheckpointError, DataError, DetrError
 from detrcli.train import state
 from detrcli.train.plan import Request
 from detrcli.train.run import train
-from tests.train.conftest import losses
+from tests.train.conftest import Watch, losses
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
@@ -43,6 +45,20 @@ def assert_same_run(straight, other):
         assert (straight / name).read_bytes() == (other / name).read_bytes()
 
 
+def assert_all_same(folder):
+    runs = list(folder.glob("hit-*"))
+    assert runs
+    for run in runs:
+        assert_same_run(folder / "straight", run)
+
+
+def test_killed_and_stopped_a_few_times_it_goes_on_as_if_nothing_had_happened(shapes, tmp_path):
+    told = forked("both", shapes, tmp_path, 2, 4, 120)
+    assert told["hits"] == 4
+    assert {-signal.SIGKILL, 143} & set(told["codes"])
+    assert_all_same(tmp_path)
+
+
 @pytest.mark.long
 def test_killed_anywhere_it_goes_on_as_if_nothing_had_happened(shapes, tmp_path):
     """SIGKILL at random moments of thirty steps with a state after each: while computing, saving, scoring, starting.
@@ -53,20 +69,18 @@ def test_killed_anywhere_it_goes_on_as_if_nothing_had_happened(shapes, tmp_path)
     told = forked("kill", shapes, tmp_path, 0, times, 60 + 4 * times)
     assert told["hits"] == times
     assert told["codes"].count(-signal.SIGKILL) >= times // 2
-    assert_same_run(tmp_path / "straight", tmp_path / "hit")
+    assert_all_same(tmp_path)
 
 
 @pytest.mark.long
 def test_asked_to_stop_it_saves_at_once_and_goes_on_exactly(shapes, tmp_path):
-    told = forked("stop", shapes, tmp_path, 1, 12, 150)
-    assert set(told["codes"]) <= {
-        143,
-        -signal.SIGTERM,
-        0,
-    }  # before handlers stand, a signal ends it as any process
-    assert told["codes"].count(143) >= 3
+    told = forked("stop", shapes, tmp_path, 1, 30, 240)
+    assert told["hits"] == 30
+    # before handlers stand, a signal ends it as any process
+    assert set(told["codes"]) <= {143, -signal.SIGTERM, 0}
+    assert told["codes"].count(143) >= 10
     assert told["longest"] < 5
-    assert_same_run(tmp_path / "straight", tmp_path / "hit")
+    assert_all_same(tmp_path)
 
 
 def test_a_second_signal_ends_it_at_once(shapes, tmp_path):
@@ -214,6 +228,7 @@ def test_on_a_small_disk_the_run_is_refused_before_it_starts(shapes, tmp_path):
     try:
         with pytest.raises(DetrError, match="GiB free"):
             train(Request(data=str(shapes), model="detr/tiny", device="cpu"), out=place / "run")
+        assert not list(place.iterdir())
     finally:
         subprocess.run(["umount", str(place)], check=True)
 
@@ -229,6 +244,43 @@ def test_a_folder_that_is_a_file_is_told(shapes, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DetrError, match=r"cannot make .*file"):
         train(Request(data=str(shapes), model="detr/tiny", device="cpu"), out=tmp_path / "file" / "run")
+
+
+class _Fallen(Exception): ...
+
+
+def test_a_run_that_ended_before_it_had_a_state_begins_anew_there(shapes, tmp_path):
+    """What a scheduler does: the same command again. Whatever ended it, the folder is its own; with anything else in it, it is not."""
+
+    def fall():
+        raise _Fallen
+
+    request = Request(data=str(shapes), model="detr/tiny", batch_size=4, epochs=1, device="cpu")
+    run = tmp_path / "run"
+    with pytest.raises(_Fallen):
+        train(request, out=run, resume="auto", watch=Watch(1, fall))
+    assert sorted(losses(run)) == [0, 1]
+    assert not state.exists(run)
+    (run / ".run.json.x.tmp").touch()  # as a kill leaves it
+    assert train(request, out=run, resume="auto").steps == 5
+    assert sorted(losses(run)) == [0, 1, 2, 3, 4]
+    for name in (state.STATE, state.BEFORE):
+        (run / name).unlink(missing_ok=True)
+    with pytest.raises(DetrError, match="never overwritten"):  # its weights are worth keeping
+        train(request, out=run, resume="auto")
+    assert (run / "best.safetensors").exists()
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(shapes, tmp_path, monkeypatch):
+    """The disk says no at the first file that must be whole."""
+
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "_sync", full)
+    with pytest.raises(DetrError, match=r"cannot write .*No space left"):
+        train(Request(data=str(shapes), model="detr/tiny", device="cpu"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
@@ -248,13 +300,20 @@ def spoiled(shapes, tmp_path):
 
 def test_bad_data_stops_the_run_and_is_named(spoiled, tmp_path):
     folder, names = spoiled
-    with pytest.raises(DataError) as caught:
-        train(
-            Request(data=str(folder), model="detr/tiny", batch_size=4, epochs=1, device="cpu"),
-            out=tmp_path / "run",
-        )
+    request = Request(data=str(folder), model="detr/tiny", batch_size=4, epochs=1, device="cpu")
+    with pytest.raises(DataError, match=r"png: not a picture .* cannot be decoded") as caught:
+        train(request, out=tmp_path / "run")
     assert any(name in caught.value.message for name in names)
     assert caught.value.exit_code == 3
+    assert not (tmp_path / "run").exists()  # the header has told, before training begins
+    html = next(p for p in (folder / "train").iterdir() if p.read_bytes() == b"<html>")
+    html.write_bytes(next(p for p in (folder / "train").iterdir() if p.name not in names).read_bytes())
+    with pytest.raises(
+        DataError, match="damaged"
+    ) as caught:  # what no header tells ends the run where it is met
+        train(request, out=tmp_path / "run")
+    assert any(name in caught.value.message for name in names)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -264,8 +323,84 @@ def test_skipped_data_is_counted_and_named(spoiled, tmp_path, workers):
                       workers=workers)  # fmt: skip
     train(request, out=tmp_path / "run")
     told = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert set(told["skipped"]) == names
-    assert sorted(losses(tmp_path / "run")) == [0, 1, 2, 3, 4]
+    assert set(told["skipped"]["train"]) == names
+    assert sorted(losses(tmp_path / "run")) == [
+        0,
+        1,
+        2,
+        3,
+    ]  # the header of one has told: 19 pictures are left
+
+
+def set_box(*box):
+    return lambda row: row.update(bbox=list(box))
+
+
+OF_OBJECTS = {
+    "non-finite-box": set_box(1, 2, float("nan"), 4),
+    "bad-box": set_box(1, 2, 3),
+    "empty-box": set_box(4, 5, 0, 10),
+    "outside-box": set_box(400, 5, 9, 10),
+    "box-over-edge": lambda row: row["bbox"].__setitem__(2, 90),
+    "unknown-category": lambda row: row.update(category_id=77),
+    "unknown-image": lambda row: row.update(image_id=12345),
+    "bad-annotation-id": lambda row: row.update(id="7"),
+    "zero-annotation-id": lambda row: row.update(id=0),
+    "missing-id": lambda row: row.pop("id"),
+    "missing-area": lambda row: row.pop("area"),
+    "missing-iscrowd": lambda row: row.pop("iscrowd"),
+    "bad-iscrowd": lambda row: row.update(iscrowd=3),
+    "bad-area": lambda row: row.update(area=-1),
+}
+
+
+def one_of_each(shapes, folder):
+    """A data set with one of each kind of fault; the names of the pictures that are bad, by kind."""
+    shutil.copytree(shapes, folder)
+    path = folder / "annotations" / "instances_train.json"
+    document = json.loads(path.read_text())
+    images, rows = document["images"], document["annotations"]
+    for row, spoil in zip(rows, OF_OBJECTS.values(), strict=False):
+        spoil(row)
+    last = len(OF_OBJECTS)
+    rows.append({**rows[last], "id": 900})  # duplicate-object
+    rows.append(
+        {**rows[last + 1], "id": rows[last + 2]["id"]}
+    )  # duplicate-annotation-id, and duplicate-object
+    rows.append("text")
+    images[15]["file_name"] = "../out.png"
+    images[16]["id"] = images[17]["id"]
+    images.append({"id": 901})
+    kinds = ("missing-file", "unreadable-image", "size-differs", "damaged")
+    bad = dict(zip(kinds, (image["file_name"] for image in images[10:14]), strict=True))
+    place = {kind: folder / "train" / name for kind, name in bad.items()}
+    place["missing-file"].unlink()
+    place["unreadable-image"].write_text("<html>")
+    with Image.open(place["size-differs"]) as picture:
+        picture.resize((50, 40)).save(place["size-differs"])
+    place["damaged"].write_bytes(place["damaged"].read_bytes()[:300])
+    path.write_text(json.dumps(document))
+    return document, bad
+
+
+def test_one_of_each_fault_is_counted_and_nothing_is_lost(shapes, tmp_path):
+    document, bad = one_of_each(shapes, tmp_path / "data")
+    request = Request(data=str(tmp_path / "data"), model="detr/tiny", batch_size=4, epochs=1, device="cpu")
+    with pytest.raises(DataError, match=r"and 1?[0-9] more"):
+        train(request, out=tmp_path / "stopped")
+    watch = Watch()
+    train(replace(request, bad_data="skip"), out=tmp_path / "run", watch=watch)
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    found = {row["kind"]: row for row in told["defects"]["train"]}
+    once = {*OF_OBJECTS, "duplicate-annotation-id", "bad-annotation", "path-escapes", "duplicate-image-id", "bad-image",
+            "missing-file", "unreadable-image", "size-differs"}  # fmt: skip
+    assert once <= found.keys()
+    for kind in once:
+        assert found[kind]["examples"], kind
+    assert set(told["skipped"]["train"]) == set(bad.values())
+    of_entries = sum(found[kind]["count"] for kind in ("path-escapes", "duplicate-image-id", "bad-image"))
+    seen = len(watch.job.dataset) - 1  # the damaged one is skipped when it is read
+    assert seen + len(told["skipped"]["train"]) + of_entries == len(document["images"])
 
 
 def test_structure_that_is_broken_is_found_before_the_first_step(spoiled, tmp_path):
@@ -308,7 +443,11 @@ def test_one_picture_no_validation_and_classes_without_objects(tmp_path, shapes)
                  out=tmp_path / "run", watch=Watch())  # fmt: skip
     assert done.steps == 2
     assert done.metrics == {}
-    assert "no validation split" in " ".join(told)
+    said = " ".join(told)
+    assert "no validation split" in said
+    assert "1 training pictures do not fill a batch of 4" in said
+    assert "of 4 classes have no training objects" in said
+    assert "unseen" in said
     assert (tmp_path / "run" / "best.safetensors").exists()
     assert len(resolve(str(folder), "train").categories) == 4
 

@@ -80,7 +80,8 @@ def test_wandb_is_told_offline(toys, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    find_spec("mlflow") is None, reason="mlflow is not installed (100 MB and more: not among the test tools)"
+    find_spec("mlflow") is None,
+    reason="mlflow is not installed (mlflow-skinny is enough: not among the test tools)",
 )
 def test_mlflow_is_told(toys, tmp_path):
     store = tmp_path / "store"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 
 from detrcli import distributed, launch
 from detrcli.errors import UsageError
+from detrcli.meeting import PeerError, agreed_name
 from detrcli.plugins import resolve
 from detrcli.train import state
 from detrcli.train.job import _trainer
@@ -121,7 +123,7 @@ def command(shapes, run, *more):
     return [sys.executable, "-m", "detrcli", *words, *more]
 
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "DETR_TIMEOUT": "20", "NO_COLOR": "1"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "DETR_TIMEOUT": "120", "NO_COLOR": "1"}
 
 
 def wait_for(condition, seconds=120.0):
@@ -168,7 +170,7 @@ def test_a_rank_that_hangs_ends_the_job_in_time(shapes, tmp_path):
         command(shapes, run, "--epochs", "400", "--devices", "2"),
         stderr=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT | {"DETR_TIMEOUT": "5"},
+        env=ENVIRONMENT | {"DETR_TIMEOUT": "20"},
     )
     wait_for(lambda: (run / "state.pt").exists())
     os.kill(children(process.pid)[1], signal.SIGSTOP)
@@ -199,6 +201,28 @@ def test_torchrun_starts_again_and_the_run_goes_on(shapes, tmp_path):
     assert process.returncode == 0, said
     assert json.loads(out.splitlines()[-1])["steps"] == 40
     assert sorted(losses(run)) == list(range(40))
+
+
+def test_processes_of_a_restart_do_not_take_the_dead_for_their_own():
+    """They get the store of those before them, and each at its own time: what stands in it may be old."""
+    store = torch.distributed.HashStore()
+    store.set("call", "old")
+    store.set("answer 1", "old one")
+    store.set("answer 2", "old two")
+    store.set("confirmed", "old one two")
+    agreed = ["old"]
+    for late in (0, 1, 2):
+
+        def come(rank, late=late):
+            time.sleep(0.1 * (rank == late))
+            return agreed_name(store, rank, 3, 20)
+
+        with ThreadPoolExecutor(3) as pool:
+            (name,) = set(pool.map(come, range(3)))
+        assert name not in agreed
+        agreed.append(name)
+    with pytest.raises(PeerError, match="not all processes have come"):
+        agreed_name(store, 0, 2, 0.2)
 
 
 def test_a_signal_to_the_parent_stops_all_ranks_at_the_same_step(shapes, tmp_path):

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detrcli import toml
-from detrcli.errors import UsageError
-from detrcli.plugins import models
+from detrcli.errors import CheckpointError, UsageError
+from detrcli.plugins import models, resolve
 from detrcli.train import settings
 from detrcli.train.plan import Request, make_plan
 from tests.cli.run import detr
+from tests.tiny import write_run
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 values = st.recursive(
@@ -126,3 +127,22 @@ def test_the_command_needs_data_and_model_from_somewhere(tmp_path):
     file = write(tmp_path, 'model = "detr/tiny"\n')
     assert "needs data and a model" in detr("train", "--config", file).error(2)
     assert "my.toml:1: " in detr("train", "shapes", "--config", write(tmp_path, "sed = 1\n")).error(2)
+
+
+def test_a_bare_family_is_the_row_that_its_weights_are_of(tmp_path):
+    """As for prediction: the file says, or the user is asked; weights of another family leave the default."""
+
+    def planned(model, weights):
+        return make_plan(Request(data="shapes", model=model, weights=str(weights), device="cpu")).model
+
+    ours, theirs = write_run(tmp_path / "dino", "lite_dino/tiny"), write_run(tmp_path / "other", "dino/tiny")
+    assert planned("lite_dino", ours) == "lite_dino/tiny"
+    assert planned("lite_dino", theirs) == resolve("lite_dino").name
+    assert planned("lite_dino/h2l2-2x3", ours) == "lite_dino/h2l2-2x3"
+    silent = tmp_path / "official.pth"
+    silent.write_bytes(b"0")
+    with pytest.raises(CheckpointError, match="does not say which row") as asked:
+        planned("lite_dino", silent)
+    assert "name the row: --model one of lite_dino/h3l1-2x3" in asked.value.hint
+    assert planned("lite_dino/h3l1-2x3", silent) == "lite_dino/h3l1-2x3"
+    assert planned("deformable_detr", silent) == resolve("deformable_detr").name

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from detrcli.nn.criterion import SetCriterion, at_least_float32, count_boxes
+from detrcli.nn.criterion import SetCriterion, count_boxes, stacked, suffixes
+from detrcli.nn.matcher import Matches
 from detrcli.types import Losses, Output, Target
 from detrcli_d2etr.location_aware import LocationAwareLoss
 from detrcli_d2etr.token_labels import EXTENT, TokenLabelLoss
@@ -28,24 +29,32 @@ class D2etrCriterion:
 
     def __call__(self, output: Output, targets: Sequence[Target], num_boxes: float | None = None) -> Losses:
         count = count_boxes(targets, output.boxes.device, num_boxes)
-        suffixes = [*(f"_{i}" for i in range(len(output.aux))), ""]
+        answers = [(output, targets)]
+        if output.proposals is not None:
+            objects = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
+            answers.append((output.proposals, objects))
         with torch.autocast(output.boxes.device.type, enabled=False):
-            parts = [self._layers((*output.aux, output), targets, count, suffixes)]
+            given = [(*stacked(answer), wanted) for answer, wanted in answers]
+            matched = self.layers.matcher.each(given)
+            parts = [self._layers(output, *given[0], count, matched[0], suffixes(output))]
             if output.proposals is not None:
-                objects = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
-                parts.append(self._layers((output.proposals,), objects, count, ["_enc"]))
+                parts.append(self._layers(output.proposals, *given[1], count, matched[1], ["_enc"]))
             if EXTENT in output.extras:
                 parts.append(self._weigh(self.tokens(output.extras, targets, count), [""]))
         return together(parts)
 
     def _layers(
-        self, layers: Sequence[Output], targets: Sequence[Target], count: Tensor, suffixes: Sequence[str]
+        self,
+        output: Output,
+        logits: Tensor,
+        boxes: Tensor,
+        targets: Sequence[Target],
+        count: Tensor,
+        matches: Matches,
+        suffixes: Sequence[str],
     ) -> Losses:
-        logits = at_least_float32(torch.stack([layer.logits for layer in layers]))
-        boxes = at_least_float32(torch.stack([layer.boxes for layer in layers]))
-        matches = self.layers.matcher(logits, boxes, targets)
         values = self.layers.layer_losses(logits, boxes, targets, count, matches)
-        aware = self.location(layers, targets, matches, count)
+        aware = self.location((*output.aux, output), targets, matches, count)
         parts = [self.layers.weigh(values, suffixes)]
         return together([*parts, self._weigh(aware, suffixes)] if aware else parts)
 

@@ -230,7 +230,7 @@ def pool_map(x: Tensor, parts: int, mask: Tensor | None) -> Tensor:
 def unpadded_counts(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Rows and columns without padding, (B,) each; all of x (B, C, H, W), (1,), where there is no mask (B, H, W)."""
     if mask is None:
-        rows, columns = (torch.tensor([size], device=x.device) for size in x.shape[2:])
+        rows, columns = (torch.tensor([size]).to(x.device, non_blocking=True) for size in x.shape[2:])
     else:
         rows, columns = (~mask[:, :, 0]).sum(1), (~mask[:, 0, :]).sum(1)
     return rows, columns

@@ -132,10 +132,10 @@ def token_labels(
         if masks is None:
             _tell_of_boxes()
             masks = box_masks(target.boxes, extent[i], canvas)
-        classes, shares = _painted(masks.bool(), target.labels, canvas)
+        seen = _painted(masks.bool(), canvas).to(labels[0].dtype)
         for label in labels:
-            cover = F.adaptive_avg_pool2d(shares.to(label.dtype), (label.shape[2], label.shape[3]))
-            label[i, classes] = cover
+            cover = F.adaptive_avg_pool2d(seen, (label.shape[2], label.shape[3]))
+            label[i].index_add_(0, target.labels, cover)
             label[i, any_object] = cover.sum(0)
     return labels
 
@@ -153,14 +153,17 @@ def _canvas(targets: Sequence[Target], drawn: tuple[int, int]) -> tuple[int, int
     return (max(h for h, _ in sizes), max(w for _, w in sizes)) if sizes else drawn
 
 
-def _painted(masks: Tensor, labels: Tensor, canvas: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The classes (n,) of an image's objects and where each is seen (n, H, W); masks (T, h, w), the first one on top."""
+def _painted(masks: Tensor, canvas: tuple[int, int]) -> Tensor:
+    """Where each object of an image is seen (T, H, W); masks (T, h, w), the first one on top.
+
+    No place shows two of them, so what a class covers is the sum over its objects: the classes of an image need not be listed,
+    which would make a GPU's host wait for their number.
+    """
     picture = torch.full(canvas, -1, device=masks.device)
     inner = picture[: masks.shape[1], : masks.shape[2]]
-    for mask, label in zip(masks.flip(0), labels.flip(0), strict=True):
-        inner.copy_(torch.where(mask, label, inner))
-    classes = torch.unique(labels)
-    return classes, picture == classes[:, None, None]
+    for number in reversed(range(len(masks))):
+        inner.masked_fill_(masks[number], number)
+    return picture == torch.arange(len(masks), device=masks.device)[:, None, None]
 
 
 def box_masks(boxes: Tensor, extent: Tensor, canvas: tuple[int, int]) -> Tensor:

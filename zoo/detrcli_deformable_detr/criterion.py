@@ -20,10 +20,9 @@ class DeformableCriterion:
     )
 
     def __call__(self, output: Output, targets: Sequence[Target], num_boxes: float | None = None) -> Losses:
-        losses = self.layers(output, targets, num_boxes)
         if output.proposals is None:
-            return losses
+            return self.layers(output, targets, num_boxes)
         objects = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
-        proposed = self.layers(output.proposals, objects, num_boxes)
+        losses, proposed = self.layers.each([(output, targets), (output.proposals, objects)], num_boxes)
         terms = {f"{name}_enc": value for name, value in proposed.terms.items()}
         return Losses(losses.total + proposed.total, losses.terms | terms)

@@ -79,7 +79,8 @@ class Head(nn.Module):
 
 def move(boxes: Tensor, deltas: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
     """Boxes cxcywh moved by deltas (dx, dy, dw, dh): the centre by parts of the box's own size, the size by a factor."""
-    deltas = deltas.to(boxes.dtype) / boxes.new_tensor(weights)
+    scale = torch.tensor(weights, dtype=boxes.dtype).to(boxes.device, non_blocking=True)
+    deltas = deltas.to(boxes.dtype) / scale
     centre, size = boxes[..., :2], boxes[..., 2:]
     moved = centre + deltas[..., :2] * size
     grown = size * deltas[..., 2:].clamp(max=MAX_GROWTH).exp()

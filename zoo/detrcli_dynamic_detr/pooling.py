@@ -31,7 +31,7 @@ def draw(maps: Sequence[Tensor]) -> Canvas:
     bordered = [F.pad(x, (1, 1, 1, 1), mode="replicate") for x in maps]
     width = bordered[0].shape[-1]
     canvas = torch.cat([F.pad(x, (0, width - x.shape[-1])) for x in bordered], 2)
-    heights = torch.tensor([0, *(x.shape[-2] for x in bordered[:-1])], device=canvas.device)
+    heights = torch.tensor([0, *(x.shape[-2] for x in bordered[:-1])]).to(canvas.device, non_blocking=True)
     return Canvas(canvas, heights.cumsum(0) + 1)
 
 

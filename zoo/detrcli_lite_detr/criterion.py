@@ -23,11 +23,10 @@ class DinoCriterion:
     )
 
     def __call__(self, output: Output, targets: Sequence[Target], num_boxes: float | None = None) -> Losses:
-        parts = [self.layers(output, targets, num_boxes)]
-        if output.proposals is not None:
-            proposed = self.layers(output.proposals, targets, num_boxes)
-            terms = {f"{name}_interm": value for name, value in proposed.terms.items()}
-            parts.append(Losses(proposed.total, terms))
+        answers = [answer for answer in (output, output.proposals) if answer is not None]
+        decoded, *proposed = self.layers.each([(answer, targets) for answer in answers], num_boxes)
+        renamed = [{f"{name}_interm": value for name, value in part.terms.items()} for part in proposed]
+        parts = [decoded, *(Losses(part.total, terms) for part, terms in zip(proposed, renamed, strict=True))]
         if output.extras:
             parts.append(self.denoised(output.extras, targets, num_boxes))
         total = torch.stack([part.total for part in parts]).sum()

@@ -98,9 +98,10 @@ class DenoisingQueries(nn.Module):
 def query_places(targets: Sequence[Target], repetitions: int, most: int) -> tuple[Tensor, Tensor]:
     """Picture and query of each repetition of each object, (R, N) both."""
     device = targets[0].labels.device
-    counts = torch.tensor([len(t.labels) for t in targets], device=device)
-    picture = torch.arange(len(targets), device=device).repeat_interleave(counts)
-    within = torch.arange(len(picture), device=device) - (counts.cumsum(0) - counts)[picture]
+    places = [(image, i) for image, target in enumerate(targets) for i in range(len(target.labels))]
+    picture, within = (
+        torch.tensor(places).reshape(-1, 2).to(device, torch.int64, non_blocking=True).unbind(-1)
+    )
     query = torch.arange(repetitions, device=device)[:, None] * most + within
     return picture.expand_as(query), query
 

@@ -127,7 +127,7 @@ class Decoder(nn.Module):
 
     def position(self, boxes: Tensor) -> Tensor:
         """boxes (B, Q, 4) in the finest level -> (B, Q, C)."""
-        y_first = boxes[..., [1, 0, 2, 3]]
+        y_first = torch.cat((boxes[..., 1:2], boxes[..., :1], boxes[..., 2:]), -1)
         encoded: Tensor = self.ref_point_head(sine_boxes(y_first, self.norm.normalized_shape[0] // 2))
         return encoded
 
