@@ -61,7 +61,9 @@ def convert(program: ExportedProgram, description: Description) -> ModelProto:
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """Operators that the exporter does not know, or writes for one size only, by what they are in the standard."""
-    from onnxscript import opset20 as op
+    from onnxscript import opset20
+
+    op: Any = opset20  # its types do not know what a constant is
 
     def sort(x: Any, stable: bool = False, dim: int = -1, descending: bool = False) -> Any:
         # TopK puts the lower index first where values are equal: a stable sort
