@@ -70,28 +70,30 @@ def translations() -> dict[Any, Callable[..., Any]]:
         size = op.Shape(x, start=dim, end=dim + 1 if dim != -1 else None)
         return op.TopK(x, size, axis=dim, largest=int(descending), sorted=1)
 
-    def adaptive_pool(x: Any, output_size: Sequence[int]) -> Any:
+    return {torch.ops.aten.sort.stable: sort, torch.ops.aten._adaptive_avg_pool2d.default: pooling(op)}
+
+
+def pooling(op: Any) -> Callable[..., Any]:
+    """Adaptive average pooling, as products with matrices of means that follow the size."""
+
+    def pool(x: Any, output_size: Sequence[int]) -> Any:
         down, across = (means(x, axis, parts) for axis, parts in zip((-2, -1), output_size, strict=True))
         return op.MatMul(op.MatMul(down, x), op.Transpose(across, perm=[1, 0]))
 
     def means(x: Any, axis: int, parts: int) -> Any:
-        """(parts, size): the matrix whose rows are means over parts of an axis, as adaptive pooling cuts it."""
+        """(parts, size): each row means over one part of an axis; parts are cut as torch does, and may share a place."""
         size = op.Shape(x, start=axis, end=axis + 1 if axis != -1 else None)
-        first = op.Div(op.Mul(column(range(parts)), size), column([parts]))
-        after = op.Div(
-            op.Add(op.Mul(column(range(1, parts + 1)), size), column([parts - 1])), column([parts])
-        )
-        place = op.Range(scalar(0), op.Squeeze(size), scalar(1))
+        part, following, count = column(range(parts)), column(range(1, parts + 1)), column([parts])
+        first = op.Div(op.Mul(part, size), count)
+        after = op.Div(op.Add(op.Mul(following, size), column([parts - 1])), count)
+        place = op.Range(op.Constant(value_int=0), op.Squeeze(size), op.Constant(value_int=1))
         inside = op.And(op.GreaterOrEqual(place, first), op.Less(place, after))
         return op.Div(op.CastLike(inside, x), op.CastLike(op.Sub(after, first), x))
 
     def column(values: Sequence[int]) -> Any:
         return op.Unsqueeze(op.Constant(value_ints=list(values)), op.Constant(value_ints=[1]))
 
-    def scalar(value: int) -> Any:
-        return op.Constant(value_int=value)
-
-    return {torch.ops.aten.sort.stable: sort, torch.ops.aten._adaptive_avg_pool2d.default: adaptive_pool}
+    return pool
 
 
 def output_names(program: ExportedProgram) -> list[str]:
