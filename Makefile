@@ -19,7 +19,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "detrcli needs Python >= 3.11; name one: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[dev,parity,onnx,eval,hf]'
+	$(BIN)/python -m pip install --quiet -e '.[dev,parity,onnx,openvino,eval,hf]'
 	touch $@
 
 $(OPS): $(READY) $(shell find detrcli_ops -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.py' -o -name '*.txt' -o -name '*.toml')

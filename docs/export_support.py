@@ -1,6 +1,6 @@
 """Measures docs/export-support.md: tiny models of every family, exported to every format that is installed, and compared.
 
-    python docs/export_support.py              half an hour on one core; starts anew
+    python docs/export_support.py              a quarter of an hour on one core; starts anew
     python docs/export_support.py --more       only what is not measured yet
 
 Weights are random, seeded. A cell holds the largest difference of logits and of boxes that the verification of `detr export` found.
@@ -30,13 +30,14 @@ COLUMNS = {
     "ONNX, gather": (".onnx", {"msda": "gather"}),
     "ONNX, half": (".onnx", {"half": True}),
 }
+NEEDED = {("dynamic_detr", ".xml"): {"operators": "grid_sample"}}  # OpenVINO has no DeformConv
 INTRO = """# Formats and models
 
 <!-- written by docs/export_support.py; changes are lost -->
 
 The largest difference of logits / of boxes between the model and the exported file, in the file's own runtime on a CPU, over the
 batches that `detr export` verifies: sizes and batch vary, pictures are padded. Models are the `tiny` variants with random weights.
-Columns with *half* hold median differences instead (see [export](export.md)).
+Columns with *half* hold median differences instead (see [export](export.md)). What a cell needs besides is said in it.
 """
 
 
@@ -44,14 +45,18 @@ def cell(family: str, suffix: str, options: dict[str, object]) -> str:
     missing = [name for name in NEEDS[SUFFIXES[suffix]] if find_spec(name) is None]
     if missing:
         return f"not tried: no {missing[0]}"
+    settings = NEEDED.get((family, suffix), {})
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / f"model{suffix}"
         try:
-            report = detrcli.export(f"{family}/tiny", out, weights="random", **options).report
+            report = detrcli.export(
+                f"{family}/tiny", out, weights="random", settings=settings, **options
+            ).report
         except DetrError as error:
             return f"fails: {error.message}"
     assert report is not None
-    return f"{report.largest['logits']:.0e} / {report.largest['boxes']:.0e}"
+    needs = "".join(f"; `--set {key}={value}`" for key, value in settings.items())
+    return f"{report.largest['logits']:.0e} / {report.largest['boxes']:.0e}{needs}"
 
 
 def page(cells: dict[str, str], families: list[str]) -> str:

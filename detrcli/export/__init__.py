@@ -5,6 +5,7 @@ graph         trace -> Program      the model as one graph of operators, with va
 onnx · program · openvino           the graph as a file, each with its description inside
 description   Description           model, classes, pictures, weights; travels in every file
 runtime       load -> Predictor     a file as a model that predicts and is evaluated like any other
+pictures      batches               what both are given
 verify        verify -> Report      the file's answers against the model's
 run           export -> Report      all of it: nothing gets its name before it has passed
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,15 +60,40 @@ def convert(program: ExportedProgram, description: Description) -> ModelProto:
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """Operators that the exporter does not know, by what they are in the standard."""
-    from onnxscript import opset20 as op
+    """Operators that the exporter does not know, or writes for one size only, by what they are in the standard."""
+    from onnxscript import opset20
+
+    op: Any = opset20  # its types do not know what a constant is
 
     def sort(x: Any, stable: bool = False, dim: int = -1, descending: bool = False) -> Any:
         # TopK puts the lower index first where values are equal: a stable sort
         size = op.Shape(x, start=dim, end=dim + 1 if dim != -1 else None)
         return op.TopK(x, size, axis=dim, largest=int(descending), sorted=1)
 
-    return {torch.ops.aten.sort.stable: sort}
+    return {torch.ops.aten.sort.stable: sort, torch.ops.aten._adaptive_avg_pool2d.default: pooling(op)}
+
+
+def pooling(op: Any) -> Callable[..., Any]:
+    """Adaptive average pooling, as products with matrices of means that follow the size."""
+
+    def pool(x: Any, output_size: Sequence[int]) -> Any:
+        down, across = (means(x, axis, parts) for axis, parts in zip((-2, -1), output_size, strict=True))
+        return op.MatMul(op.MatMul(down, x), op.Transpose(across, perm=[1, 0]))
+
+    def means(x: Any, axis: int, parts: int) -> Any:
+        """(parts, size): each row means over one part of an axis; parts are cut as torch does, and may share a place."""
+        size = op.Shape(x, start=axis, end=axis + 1 if axis != -1 else None)
+        part, following, count = column(range(parts)), column(range(1, parts + 1)), column([parts])
+        first = op.Div(op.Mul(part, size), count)
+        after = op.Div(op.Add(op.Mul(following, size), column([parts - 1])), count)
+        place = op.Range(op.Constant(value_int=0), op.Squeeze(size), op.Constant(value_int=1))
+        inside = op.And(op.GreaterOrEqual(place, first), op.Less(place, after))
+        return op.Div(op.CastLike(inside, x), op.CastLike(op.Sub(after, first), x))
+
+    def column(values: Sequence[int]) -> Any:
+        return op.Unsqueeze(op.Constant(value_ints=list(values)), op.Constant(value_ints=[1]))
+
+    return pool
 
 
 def output_names(program: ExportedProgram) -> list[str]:

@@ -32,8 +32,8 @@ def _cannot_read(error: Exception) -> ModelError:
     """What OpenVINO does not understand: an operator, or what follows one of which it does not know the answer's shape."""
     places = list(dict.fromkeys(re.findall(r"ONNX node '<Node\((\w+)\)", str(error))))
     where = f" at {', '.join(places)}" if places else f": {str(error).strip().splitlines()[-1]}"
+    convolves = "DeformConv" in str(error)
     return ModelError(
         f"OpenVINO does not understand the model's graph{where}",
-        hint="write it with other operators: --msda gather, or for a model with deformable convolutions "
-        "--set operators=grid_sample",
+        hint=f"write it with other operators: {'--set operators=grid_sample' if convolves else '--msda gather'}",
     )

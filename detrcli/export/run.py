@@ -27,7 +27,7 @@ from detrcli.evaluate.run import evaluate
 from detrcli.export import onnx, openvino, program
 from detrcli.export import verify as verification
 from detrcli.export.description import Description
-from detrcli.export.graph import Graph, trace
+from detrcli.export.graph import Graph, samples_have_shapes, trace
 from detrcli.export.plan import NEEDS, Request, check_place, check_software
 from detrcli.export.runtime import load
 from detrcli.export.verify import Pair, Report
@@ -130,11 +130,13 @@ def export(
     described = describe(subject, request)
     tell("tracing the model")
     graph = Graph(subject.module, request, subject.preprocess, after)
-    traced = trace(graph, request, subject.preprocess)
+    with samples_have_shapes():
+        traced = trace(graph, request, subject.preprocess)
     with workplace(out) as folder:
         at = folder / out.name
         tell(f"writing {request.format}")
-        write(at, traced, described, out)
+        with samples_have_shapes():
+            write(at, traced, described, out)
         del graph, traced  # their copies of the weights
         tell("running both on the same pictures" if verify else "not verified")
         made = Exported(out, described, verified(at, subject, request, data) if verify else None)

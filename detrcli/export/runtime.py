@@ -15,6 +15,7 @@ from detrcli.config import from_plain
 from detrcli.errors import CheckpointError, DetrError, UsageError
 from detrcli.export import program
 from detrcli.export.description import KEY, SUFFIXES, Description, Format, parse
+from detrcli.export.graph import samples_have_shapes
 from detrcli.export.plan import check_software
 from detrcli.nn.inference import choose_device
 from detrcli.plugins import resolve
@@ -170,7 +171,8 @@ def _open_program(path: Path, place: torch.device) -> tuple[Session, str | None]
 
     found = {program.ENTRY: ""}
     try:
-        loaded = torch.export.load(path, extra_files=found)
+        with samples_have_shapes():
+            loaded = torch.export.load(path, extra_files=found)
         if place.type != "cpu":
             loaded = move_to_device_pass(loaded, place)
         module = loaded.module()
@@ -192,7 +194,8 @@ def _open_openvino(path: Path, place: torch.device) -> tuple[Session, str | None
     try:
         model = openvino.Core().read_model(path)
         text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
-        compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        compiled = openvino.compile_model(model, "CPU", settings)
     except Exception as error:
         raise _damaged(path, error) from error
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detrcli.errors import HubError, UsageError, unknown
@@ -51,8 +50,15 @@ class Backbone(nn.Module):
 
 
 def resize_mask(mask: Tensor, features: Tensor) -> Tensor:
-    """The padding mask at the size of a feature map: nearest neighbour, index floor(i * in / out)."""
-    return F.interpolate(mask[:, None].float(), size=features.shape[-2:])[:, 0].bool()
+    """The padding mask at the size of a feature map: nearest neighbour, index floor(i * in / out).
+
+    In whole numbers: runtimes of exported files round scales in their own way, and would read a row too early.
+    """
+    rows, columns = (
+        torch.arange(wanted, device=mask.device) * have // wanted
+        for wanted, have in zip(features.shape[-2:], mask.shape[-2:], strict=True)
+    )
+    return mask.index_select(1, rows).index_select(2, columns)
 
 
 def _create(config: BackboneConfig, name: str, *, pretrained: bool) -> Any:

@@ -1,7 +1,11 @@
-"""Tiny models of every family, exported once a session by the public verb, as a user would."""
+"""Tiny models of every family, exported once a test run by the public verb, as a user would."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,16 +23,24 @@ Make = Callable[..., Exported]
 
 @pytest.fixture(scope="session")
 def make(tmp_path_factory) -> Make:
-    """make(family, suffix, **options): the same call gives the same file."""
-    made: dict[Any, Exported] = {}
+    """make(family, suffix, **options): the same call gives the same file, in every process of a test run."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
 
     def export(family: str, suffix: str = ".onnx", **options: Any) -> Exported:
-        key = (family, suffix, *map(str, sorted(options.items())))
-        if key not in made:
-            folder = tmp_path_factory.mktemp(family)
-            weights = write_run(folder / "run", f"{family}/tiny", shake) / "best.safetensors"
-            made[key] = detrcli.export(None, folder / f"model{suffix}", weights=weights, **options)
-        return made[key]
+        name = re.sub(r"\W+", "-", f"exported-{family}{suffix}-{sorted(options.items())}")
+        folder = shared / name
+        folder.mkdir(exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            made = folder / "made.pickle"
+            if not made.exists():
+                weights = write_run(folder / "run", f"{family}/tiny", shake) / "best.safetensors"
+                exported = detrcli.export(None, folder / f"model{suffix}", weights=weights, **options)
+                made.write_bytes(pickle.dumps(exported))
+            answer: Exported = pickle.loads(made.read_bytes())
+            return answer
 
     return export
 

@@ -189,9 +189,8 @@ def test_weights_beside_an_exported_file_are_refused(tmp_path, weights):
         detrcli.load("model.onnx", weights=weights)
 
 
-def test_lower_precision_is_chosen_when_exporting(weights, tmp_path):
-    made = detrcli.export(None, tmp_path / "model.pt2", weights=weights)
-    predictor = detrcli.load(str(made.file))
+def test_lower_precision_is_chosen_when_exporting(make):
+    predictor = detrcli.load(str(make("detr", ".pt2").file))
     with pytest.raises(UsageError, match="float32, as it was exported"):
         list(predictor.predict(torch.zeros(3, 64, 64, dtype=torch.uint8), amp=True))
 

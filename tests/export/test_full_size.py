@@ -1,4 +1,4 @@
-"""Full-size models of every family, random weights: `make export-full`, many minutes and 3 GB."""
+"""Full-size models of every family and variant, random weights: `make export-full`, one to four minutes and 3 GB a model."""
 
 from __future__ import annotations
 

@@ -21,9 +21,7 @@ def pictures(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "family", ["detr", pytest.param("d2etr", marks=pytest.mark.long)]
-)  # d2etr's scores need more answers than logits and boxes
+@pytest.mark.parametrize("family", ["detr", "d2etr"])  # d2etr's scores need more than logits and boxes
 def test_predict_finds_the_same(family, make, pictures, tmp_path):
     exported = make(family)
     ways = {"file": ("--model", exported.file), "weights": ("--weights", weights_of(exported))}
