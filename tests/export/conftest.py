@@ -16,7 +16,15 @@ import detrcli
 from detrcli.export.run import Exported, shake
 from tests.tiny import write_run
 
-FAMILIES = ("detr", "deformable_detr", "dynamic_detr", "d2etr", "lite_deformable", "lite_dino", "dino")
+FAMILIES = (
+    "detr",
+    "deformable_detr",
+    "dynamic_detr",
+    "d2etr",
+    "lite_deformable",
+    "lite_dino",
+    pytest.param("dino", marks=pytest.mark.long),  # lite_dino is the same with another encoder
+)
 
 Make = Callable[..., Exported]
 

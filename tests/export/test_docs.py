@@ -20,7 +20,7 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "export.md"
 NO_TORCH = "import sys\nfor name in ('torch', 'torchvision', 'detrcli'): sys.modules[name] = None\n"
 
 
-@pytest.mark.parametrize("family", ["detr", "deformable_detr"])
+@pytest.mark.parametrize("family", ["detr", pytest.param("deformable_detr", marks=pytest.mark.long)])
 def test_the_example_needs_no_torch_and_finds_the_same(family, make, tmp_path):
     [code] = re.findall(r"^```python no-run:[^\n]*\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     (tmp_path / "detr.onnx").symlink_to(make(family).file)
