@@ -76,8 +76,10 @@ class _FocalBackground(torch.autograd.Function):
         p = logits.sigmoid()
         softplus = F.softplus(logits)
         square = p * p
-        ctx.save_for_backward((1 - ALPHA) * square * (2 * (1 - p) * softplus + p))
-        return (1 - ALPHA) * (square * softplus).flatten(1).sum(1)
+        # in place: these are the largest tensors of a criterion, and memory for another one costs more than its arithmetic
+        gradient = (1 - p).mul_(softplus).mul_(2).add_(p).mul_(square).mul_(1 - ALPHA)
+        ctx.save_for_backward(gradient)
+        return (1 - ALPHA) * softplus.mul_(square).flatten(1).sum(1)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
