@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from detrcli.nn.backbone import resize_mask
 from detrcli.nn.position import TEMPERATURE, sine_positions
+from detrcli.ops.msda import like
 
 Map = tuple[Tensor, Tensor]  # features (B, C, H, W) and padding (B, H, W)
 
@@ -86,8 +87,7 @@ def flatten(maps: Sequence[Map], positions: Sequence[Tensor], padded: bool = Tru
     shapes = tuple((x.shape[2], x.shape[3]) for x, _ in maps)
     exact = torch.promote_types(maps[0][0].dtype, torch.float32)  # geometry is never computed in less
     sizes = torch.stack([unpadded_size(mask) for _, mask in maps], 1).to(exact)
-    # torch.tensor, not new_tensor: the sizes stay variable in an exported graph
-    whole = torch.tensor([(w, h) for h, w in shapes], dtype=exact).to(sizes.device, non_blocking=True)
+    whole = like(sizes, [(w, h) for h, w in shapes])
     return Tokens(
         x=torch.cat([x.flatten(2).mT for x, _ in maps], 1),
         position=torch.cat([p.flatten(2).mT for p in positions], 1),

@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from detrcli.ops.msda import like
 from detrcli_dynamic_detr.config import DynamicDetrConfig
 
 MAX_GROWTH = math.log(100_000 / 16)  # of a side in one layer, as a logarithm (Sparse R-CNN)
@@ -79,8 +80,7 @@ class Head(nn.Module):
 
 def move(boxes: Tensor, deltas: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
     """Boxes cxcywh moved by deltas (dx, dy, dw, dh): the centre by parts of the box's own size, the size by a factor."""
-    scale = torch.tensor(weights, dtype=boxes.dtype).to(boxes.device, non_blocking=True)
-    deltas = deltas.to(boxes.dtype) / scale
+    deltas = deltas.to(boxes.dtype) / like(boxes, weights)
     centre, size = boxes[..., :2], boxes[..., 2:]
     moved = centre + deltas[..., :2] * size
     grown = size * deltas[..., 2:].clamp(max=MAX_GROWTH).exp()
