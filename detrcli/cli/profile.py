@@ -179,14 +179,16 @@ def _about(countings: list[Counting], shown: profile_tables.Shown, batch: int) -
     from detrcli.profile.run import TYPICAL
     from detrcli.profile.sizes import written
 
-    shared = sorted(frozenset.intersection(*(c.extra for c in countings)))
+    extras = [c.extra for c in countings]
+    shared = frozenset.intersection(*extras) if extras else frozenset()
     once = "once" if shown.factor == 1 else "twice"
-    what = ", ".join(["convolutions", "linear layers", "attention products", "sampling", *shared])
+    what = ", ".join(["convolutions", "linear layers", "attention products", "sampling", *sorted(shared)])
     used = {written(TYPICAL if shown.latency and isinstance(c.size, str) else c.size) for c in countings}
     about: dict[str, object] = {
         "convention": f"one multiply-add counts {once}: {what}",
         "sizes": sorted(used),
         "batch": batch,
+        "besides": {c.model.name: sorted(c.extra - shared) for c in countings if c.extra - shared},
     }
     if shown.latency:
         from detrcli.environment import collect
@@ -211,9 +213,12 @@ def _plot(rows: list[Row], path: Path, as_json: bool) -> None:
 
 
 def _tell(rows: list[Row], about: dict[str, object], by_part: bool) -> None:
-    sizes = about["sizes"]
+    sizes, besides = about["sizes"], about["besides"]
     assert isinstance(sizes, list)
+    assert isinstance(besides, dict)
     console.note(f"{about['convention']}; pictures: {', '.join(sizes)}, batch {about['batch']}")
+    for name, kinds in besides.items():
+        console.note(f"{name}: {', '.join(kinds)} too, as its paper")
     for row in rows:
         for line in profile_tables.remarks(row, by_part):
             console.note(f"{row.profile.model.name}: {line}")
