@@ -282,7 +282,7 @@ class Run:
         for split in splits:
             skipped.setdefault(split.split, {}).update(split.defects.pictures())
         for met in distributed.all_of(job.loader.skipped):
-            skipped["train"].update(met)
+            skipped[job.dataset.split].update(met)
         return {"skipped": skipped, "defects": {split.split: split.defects.to_json() for split in splits}}
 
 
