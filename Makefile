@@ -30,7 +30,7 @@ $(OPS): $(READY) $(shell find detrcli_ops -name '*.cpp' -o -name '*.h' -o -name 
 	touch $@
 
 demo: install    ## train, evaluate and predict on drawn pictures; a few minutes
-	$(BIN)/detr train shapes --model $(DEMO)
+	$(BIN)/detr train shapes --model $(DEMO) --epochs 8
 	$(BIN)/detr eval shapes --model $(DEMO)
 	@test -d runs/pictures || $(BIN)/detr --quiet data shapes runs/pictures --train 1 --val 12
 	$(BIN)/detr predict runs/pictures/val --model $(DEMO)
