@@ -22,7 +22,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[dev,parity,onnx,openvino,eval,hf]'
 	touch $@
 
-$(OPS): $(READY) $(shell find detrcli_ops -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.py' -o -name '*.txt' -o -name '*.toml')
+$(OPS): $(READY) $(shell find detrcli_ops -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.txt' -o -name '*.toml')
 	@if command -v c++ >/dev/null; then \
 	  $(BIN)/python -m pip install --quiet scikit-build-core cmake ninja && \
 	  $(BIN)/python -m pip install --quiet --no-build-isolation -C cmake.define.DETRCLI_OPS_CUDA=$(OPS_CUDA) ./detrcli_ops; \
