@@ -81,7 +81,7 @@ def kda(
     """
     if not torch.compiler.is_exporting():
         checks.check_kda(query, key, value, shapes, reference, offsets, mask)
-    scale = value.shape[3] ** -0.5 if scale is None else scale
+    scale = (value.shape[3] or 1) ** -0.5 if scale is None else scale
     name = backend(value.device, form).name
     if name == "native":
         return native(

@@ -178,6 +178,18 @@ def test_every_instruction_set_gives_the_same_numbers(kind: str, depth: int) -> 
         use_isa(best)
 
 
+def test_rows_beyond_2_to_the_31_numbers_are_found() -> None:
+    side, depth = 1 << 13, 40
+    try:  # 5 GiB of addresses, of which two pages are touched
+        value = torch.empty(1, side * side, 1, depth, dtype=torch.bfloat16)
+    except RuntimeError as error:
+        pytest.skip(f"not enough addresses: {error}")
+    value[0, -1, 0] = torch.arange(depth)
+    last = torch.full((1, 1, 1, 1, 1, 2), 1 - 0.5 / side)
+    out = ops.msda(value, [(side, side)], last, torch.ones(last.shape[:5]), form="native")
+    assert torch.equal(out[0, 0], value[0, -1, 0])
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_deterministic_mode_gives_the_same_bits(kind: str) -> None:

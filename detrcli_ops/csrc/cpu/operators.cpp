@@ -8,24 +8,26 @@
 
 namespace detrcli_ops {
 
-#if defined(__x86_64__)
-extern const Kernels kernels_sse4, kernels_avx2, kernels_avx512;
-static const Kernels* const tables[] = {&kernels_avx512, &kernels_avx2, &kernels_sse4};
+// The tables that were built, widest first: DETRCLI_OPS_ISAS is ISA(name) for each.
+#define ISA(name) extern const Kernels kernels_##name;
+DETRCLI_OPS_ISAS
+#undef ISA
+#define ISA(name) &kernels_##name,
+static const Kernels* const tables[] = {DETRCLI_OPS_ISAS};
+#undef ISA
 
 static bool runs_here(const Kernels* table) {
-  if (table == &kernels_avx512) {
+#if defined(__x86_64__)
+  if (table->vector_bytes == 64) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   }
-  if (table == &kernels_avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (table->vector_bytes == 32) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   return __builtin_cpu_supports("sse4.1");
-}
 #else
-extern const Kernels kernels_native;
-static const Kernels* const tables[] = {&kernels_native};
-
-static bool runs_here(const Kernels*) { return true; }
+  return true;
 #endif
+}
 
 // The widest table this processor runs with vectors of at most so many bytes; null when there is none.
 static const Kernels* table_for(int bytes) {
@@ -111,6 +113,7 @@ Tensor scattered(const Call& c, const Problem& p, const Tensor& source, const Te
 Tensor forward(const Call& c) {
   const Sizes& s = c.sizes;
   Tensor out = make(c.value, {s.batch, s.queries, s.heads * s.depth}, c.value.scalar_type());
+  if (s.batch * s.queries * s.heads * s.depth == 0) return out;
   const Problem p = problem_of(c);
   const Table value = table_of(c, p, c.value), key = table_of(c, p, c.key);
   run(s.batch * s.heads * query_blocks(s.queries), kernels->scratch_bytes(p, is_wide(c)),
@@ -165,7 +168,7 @@ Grads backward(const Call& c, const Tensor& grad, Needs needs) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(detrcli_ops, CPU, m) {
-  STD_TORCH_CHECK(kernels, "detrcli_ops: this processor has not even SSE4.1");
+  STD_TORCH_CHECK(kernels, "detrcli_ops: this processor runs none of the instruction sets that were built");
   register_operators(m);
 }
 

@@ -7,6 +7,10 @@
 #include <cstring>
 #include <type_traits>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace detrcli_ops {
 namespace {
 
@@ -66,6 +70,13 @@ inline Float<A> splat(A a) {
 // load: one vector of the working type from any element type.
 inline F32 load(const float* from) { return load_as<F32>(from); }
 inline F64 load(const double* from) { return load_as<F64>(from); }
+#if DETRCLI_OPS_VECTOR_BYTES == 64
+inline F32 load(const bf16* from) { return F32(U32(_mm512_cvtepu16_epi32(load_as<__m256i>(from))) << 16); }
+inline F32 load(const f16* from) { return _mm512_cvtph_ps(load_as<__m256i>(from)); }
+#elif DETRCLI_OPS_VECTOR_BYTES == 32
+inline F32 load(const bf16* from) { return F32(U32(_mm256_cvtepu16_epi32(load_as<__m128i>(from))) << 16); }
+inline F32 load(const f16* from) { return _mm256_cvtph_ps(load_as<__m128i>(from)); }
+#else
 inline F32 load(const bf16* from) { return F32(__builtin_convertvector(load_as<U16>(from), U32) << 16); }
 inline F32 load(const f16* from) {
   const U32 h = __builtin_convertvector(load_as<U16>(from), U32);
@@ -74,6 +85,7 @@ inline F32 load(const f16* from) {
   const U32 bits = magnitude >= 0x7c00 ? (magnitude << 13) | 0x7f800000 : U32(finite);
   return F32(bits | (h & 0x8000) << 16);
 }
+#endif
 
 inline void store(float* to, F32 v) { store_as(to, v); }
 inline void store(double* to, F64 v) { store_as(to, v); }
@@ -82,26 +94,55 @@ inline void store(bf16* to, F32 v) {
   const U32 rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
   store_as(to, __builtin_convertvector(v == v ? rounded : U32{} + 0x7fc0, U16));
 }
+#if DETRCLI_OPS_VECTOR_BYTES == 64
+inline void store(f16* to, F32 v) { store_as(to, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+#elif DETRCLI_OPS_VECTOR_BYTES == 32
+inline void store(f16* to, F32 v) { store_as(to, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+#else
+#if defined(__aarch64__)
+typedef __fp16 Half;  // GCC has _Float16 there from 13 on
+#else
+typedef _Float16 Half;
+#endif
 inline void store(f16* to, F32 v) {
   for (int i = 0; i < Lanes<float>::N; ++i) {
-    const _Float16 h = static_cast<_Float16>(v[i]);
+    const Half h = static_cast<Half>(v[i]);
     std::memcpy(to + i, &h, 2);
+  }
+}
+#endif
+
+// Fewer elements than lanes, by branches that are always foreseen instead of a call.
+template <int lanes, class E>
+inline void copy_some(E* to, const E* from, int64_t n) {
+#pragma GCC unroll 4
+  for (int chunk = lanes / 2; chunk; chunk /= 2) {
+    if (!(n & chunk)) continue;
+    std::memcpy(to, from, chunk * sizeof(E));
+    to += chunk;
+    from += chunk;
   }
 }
 
 // The first n lanes only; the others read as zero and are not written.
 template <class A, class E>
 inline Float<A> load_some(const E* from, int64_t n) {
-  E lanes[Lanes<A>::N] = {};
-  std::memcpy(lanes, from, n * sizeof(E));
-  return load(lanes);
+#if DETRCLI_OPS_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<E, float>) return _mm512_maskz_loadu_ps((1u << n) - 1, from);
+#elif DETRCLI_OPS_VECTOR_BYTES == 32
+  const Int<float> lanes = {0, 1, 2, 3, 4, 5, 6, 7};
+  if constexpr (std::is_same_v<E, float>) return _mm256_maskload_ps(from, __m256i(lanes < static_cast<int32_t>(n)));
+#endif
+  E some[Lanes<A>::N] = {};
+  copy_some<Lanes<A>::N>(some, from, n);
+  return load(some);
 }
 
 template <class A, class E>
 inline void store_some(E* to, Float<A> v, int64_t n) {
-  E lanes[Lanes<A>::N];
-  store(lanes, v);
-  std::memcpy(to, lanes, n * sizeof(E));
+  E some[Lanes<A>::N];
+  store(some, v);
+  copy_some<Lanes<A>::N>(to, some, n);
 }
 
 typedef float F32x4 __attribute__((vector_size(16)));
