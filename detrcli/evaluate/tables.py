@@ -201,8 +201,11 @@ class _Columns:
         return self.TAKEN
 
     def are_all_of(self, document: Any) -> bool:
-        rows = document if isinstance(document, list) else []
-        return len(rows) * self.ROW.itemsize == len(self.rows) and all(row is self.TAKEN for row in rows)
+        return (
+            isinstance(document, list)
+            and len(document) * self.ROW.itemsize == len(self.rows)
+            and all(row is self.TAKEN for row in document)
+        )
 
     def table(self) -> DetectionTable | None:
         """None when a number is not finite: then its row is to be named."""

@@ -256,6 +256,16 @@ def test_any_bytes_are_read_or_refused_with_our_error(tmp_path, data):
         DetectionTable.read(path)
 
 
+@pytest.mark.parametrize(
+    "document", [{"annotations": []}, {"info": 1}, 3, None, [[]], {"a": row()}, row(), [[row()]]]
+)
+def test_a_file_of_something_else_is_refused_not_scored_as_empty(tmp_path, document):
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"not a list|as 'image_id'"):
+        DetectionTable.read(path)
+
+
 def test_files_that_are_no_json_say_where_they_break(tmp_path):
     path: Path = tmp_path / "cut.json"
     path.write_text(json.dumps([row()])[:-10])
