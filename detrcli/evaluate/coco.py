@@ -106,7 +106,7 @@ def choose_backend(wanted: Backend = "auto") -> Literal["pycocotools", "ultrafas
     if wanted == "ultrafast" and not installed:
         raise UsageError(
             "the ultrafast scorer is not installed",
-            hint="pip install 'detrcli[eval]', or --backend pycocotools",
+            hint="pip install 'detrcli[eval]', or --scorer pycocotools",
         )
     if wanted == "auto":
         return "ultrafast" if installed else "pycocotools"

@@ -163,8 +163,9 @@ def test_the_fast_scorer_is_chosen_when_installed(monkeypatch):
     assert choose_backend() == "ultrafast"
     monkeypatch.setattr(coco.importlib.util, "find_spec", lambda name: None)
     assert choose_backend() == "pycocotools"
-    with pytest.raises(UsageError, match="not installed"):
+    with pytest.raises(UsageError, match="not installed") as refused:
         choose_backend("ultrafast")
+    assert "--scorer pycocotools" in str(refused.value.hint)
 
 
 def row(**changes):
