@@ -186,8 +186,9 @@ def evaluate(
 ) -> EvalResult:
     """The twelve COCO numbers of a model on a data set (`.metrics`), its classes and its detections.
 
-    `split` is by default the one to validate on, `batch_size` 1, or what the model insists on. With `devices` the images are shared by so many processes;
-    the numbers are the same. Where torchrun or SLURM has started several processes, each calls this and gets the result.
+    `split` is by default the one to validate on, `batch_size` 1, or what the model insists on. With `devices` the images
+    are shared by so many processes; the numbers are the same. Where torchrun or SLURM has started several processes, each
+    calls this and gets the result.
     """
     from detrcli import launch
 

@@ -14,6 +14,7 @@ trained on. The rules:
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,11 +78,11 @@ def open_image(data: bytes, name: str) -> Image.Image:
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not a picture ({_looks_like(data)})") from None
     except Image.DecompressionBombError as error:
-        raise _too_large(name, str(error)) from None
+        raise _too_large(name, error) from None
     except Exception as error:  # Pillow's readers raise whatever a broken header leads them to
         raise ImageError(f"{name}: broken header ({_reason(error)})") from None
     if picture.width * picture.height > MAX_PIXELS:
-        raise _too_large(name, f"{picture.width} x {picture.height}")
+        raise _too_large(name, picture.width * picture.height)
     return picture
 
 
@@ -119,7 +120,7 @@ def _upright(picture: Image.Image, size: tuple[int, int] | None, name: str) -> T
     try:
         picture.load()
     except Image.DecompressionBombError as error:
-        raise _too_large(name, str(error)) from None
+        raise _too_large(name, error) from None
     except Exception as error:  # as above: any reader, any error
         raise ImageError(f"{name}: damaged ({_reason(error)})") from None
     turn = _TURNS.get(orientation(picture))
@@ -199,8 +200,11 @@ def _from_array(pixels: npt.NDArray[Any], name: str) -> Tensor:
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
 
 
-def _too_large(name: str, found: str) -> ImageError:
-    return ImageError(f"{name}: too many pixels ({found}); the limit is {MAX_PIXELS:,}")
+def _too_large(name: str, found: int | Image.DecompressionBombError) -> ImageError:
+    """Pillow's error begins with the number and goes on at length."""
+    pixels = re.search(r"\d+", str(found))
+    many = f" ({int(pixels[0]):,})" if pixels else ""
+    return ImageError(f"{name}: too many pixels{many}; the limit is {MAX_PIXELS:,}")
 
 
 def _looks_like(data: bytes) -> str:

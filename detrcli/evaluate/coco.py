@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -53,15 +53,21 @@ class Curves:
     precision: Floats  # (T, R, K, A, M): IoU thresholds, recall levels, classes, areas, detections an image
     recall: Floats  # (T, K, A, M)
 
-    def metrics(self, classes: int | slice = slice(None)) -> dict[str, float]:
-        """The twelve numbers over these class rows."""
-        values = {
-            name: _mean(self.precision[IOU_THRESHOLDS[iou], :, classes, AREAS[area], MAX_DETECTIONS[100]])
-            for name, (iou, area) in PRECISIONS.items()
-        }
+    def metrics(self) -> dict[str, float]:
+        """The twelve numbers over all classes."""
+        return {name: _mean(values) for name, values in self._averaged()}
+
+    def by_class(self) -> list[dict[str, float]]:
+        """The twelve numbers of each class row."""
+        columns = {name: _means(values.reshape(-1, values.shape[-1])) for name, values in self._averaged()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _averaged(self) -> Iterator[tuple[str, Floats]]:
+        """What each number is the mean of: (T, R, K) or (T, K)."""
+        for name, (iou, area) in PRECISIONS.items():
+            yield name, self.precision[IOU_THRESHOLDS[iou], :, :, AREAS[area], MAX_DETECTIONS[100]]
         for name, (area, count) in RECALLS.items():
-            values[name] = _mean(self.recall[:, classes, AREAS[area], MAX_DETECTIONS[count]])
-        return values
+            yield name, self.recall[:, :, AREAS[area], MAX_DETECTIONS[count]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +93,11 @@ def score(
     truth: TruthTable, detections: DetectionTable, *, backend: Backend = "auto", where: str = "detections"
 ) -> CocoMetrics:
     """Score detections; what cannot be scored is a DataError, never a wrong number."""
-    notes = detections.check_against(truth, where)
+    found = detections.check_against(truth, where)
     chosen = choose_backend(backend)
-    curves = (_ultrafast if chosen == "ultrafast" else _pycocotools)(truth, detections)
-    return CocoMetrics(curves.metrics(), tuple(_by_class(truth, detections, curves)), chosen, tuple(notes))
+    curves = (_ultrafast if chosen == "ultrafast" else _pycocotools)(truth, found)
+    notes = found.suspicions(truth, where)
+    return CocoMetrics(curves.metrics(), tuple(_by_class(truth, found, curves)), chosen, tuple(notes))
 
 
 def choose_backend(wanted: Backend = "auto") -> Literal["pycocotools", "ultrafast"]:
@@ -99,19 +106,18 @@ def choose_backend(wanted: Backend = "auto") -> Literal["pycocotools", "ultrafas
     if wanted == "ultrafast" and not installed:
         raise UsageError(
             "the ultrafast scorer is not installed",
-            hint="pip install 'detrcli[eval]', or --backend pycocotools",
+            hint="pip install 'detrcli[eval]', or --scorer pycocotools",
         )
     if wanted == "auto":
         return "ultrafast" if installed else "pycocotools"
     return wanted
 
 
-def _by_class(truth: TruthTable, detections: DetectionTable, curves: Curves) -> Iterable[ClassMetrics]:
+def _by_class(truth: TruthTable, found: DetectionTable, curves: Curves) -> Iterable[ClassMetrics]:
     objects = np.bincount(truth.object_categories[~truth.crowd], minlength=len(truth.names))
-    rows = np.searchsorted(truth.category_ids, detections.category_ids)
-    found = np.bincount(rows, minlength=len(truth.names))
-    for k, (category_id, name) in enumerate(zip(truth.category_ids.tolist(), truth.names, strict=True)):
-        yield ClassMetrics(category_id, name, int(objects[k]), int(found[k]), curves.metrics(k))
+    counts = np.bincount(found.category_ids, minlength=len(truth.names))
+    columns = (truth.category_ids.tolist(), truth.names, objects.tolist(), counts.tolist(), curves.by_class())
+    return (ClassMetrics(*row) for row in zip(*columns, strict=True))
 
 
 def _mean(values: NDArray[np.float64]) -> float:
@@ -119,28 +125,38 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(np.mean(measured)) if measured.size else -1.0
 
 
-def _pycocotools(truth: TruthTable, detections: DetectionTable) -> Curves:
+def _means(values: Floats) -> list[float]:
+    """`_mean` of each column."""
+    measured = values > -1
+    counts = measured.sum(0)
+    sums = np.where(measured, values, 0).sum(0)
+    means: list[float] = np.where(counts > 0, sums / np.maximum(counts, 1), -1).tolist()
+    return means
+
+
+def _pycocotools(truth: TruthTable, found: DetectionTable) -> Curves:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints; stdout is ours
-        known, found = COCO(), COCO()
+        known, answer = COCO(), COCO()
         known.dataset = _truth_document(truth)
-        found.dataset = {**known.dataset, "annotations": _detection_rows(truth, detections)}
+        answer.dataset = {**known.dataset, "annotations": _detection_rows(found)}
         known.createIndex()
-        found.createIndex()
-        return _run(COCOeval(known, found, "bbox"))
+        answer.createIndex()
+        return _run(COCOeval(known, answer, "bbox"))
 
 
-def _ultrafast(truth: TruthTable, detections: DetectionTable) -> Curves:
+def _ultrafast(truth: TruthTable, found: DetectionTable) -> Curves:
     from ultrafast_pycocotools import COCO, COCOeval
 
-    images = np.searchsorted(truth.image_ids, detections.image_ids)
-    categories = np.searchsorted(truth.category_ids, detections.category_ids)
-    rows = np.column_stack([images, detections.boxes, detections.scores, categories])
+    # Class by class, it walks through memory in order and takes two thirds of the time; ties keep their order in an image.
+    order = np.argsort(found.category_ids.astype(np.min_scalar_type(len(truth.names))), kind="stable")
+    columns = (found.image_ids, found.boxes, found.scores, found.category_ids)
+    rows = np.column_stack(columns).take(order, axis=0)
     with contextlib.redirect_stdout(io.StringIO()):
         known = COCO(_truth_document(truth), verbose=False)
-        return _run(COCOeval(known, known.loadRes(np.ascontiguousarray(rows, np.float64)), "bbox"))
+        return _run(COCOeval(known, known.loadRes(rows), "bbox"))
 
 
 def _run(evaluator: Any) -> Curves:
@@ -151,7 +167,8 @@ def _run(evaluator: Any) -> Curves:
 
 def _truth_document(truth: TruthTable) -> dict[str, Any]:
     """For a scorer: rows as ids, which keeps the order of ids, and annotation ids from 1, since 0 means unmatched to it."""
-    columns = (truth.object_images, truth.object_categories, truth.boxes, truth.areas, truth.crowd)
+    crowd = truth.crowd.astype(np.int64)
+    columns = (truth.object_images, truth.object_categories, truth.boxes, truth.areas, crowd)
     objects = [
         {
             "id": i,
@@ -159,9 +176,9 @@ def _truth_document(truth: TruthTable) -> dict[str, Any]:
             "category_id": category,
             "bbox": box,
             "area": area,
-            "iscrowd": int(crowd),
+            "iscrowd": is_crowd,
         }
-        for i, (image, category, box, area, crowd) in enumerate(
+        for i, (image, category, box, area, is_crowd) in enumerate(
             zip(*(column.tolist() for column in columns), strict=True), 1
         )
     ]
@@ -172,11 +189,9 @@ def _truth_document(truth: TruthTable) -> dict[str, Any]:
     }
 
 
-def _detection_rows(truth: TruthTable, detections: DetectionTable) -> list[dict[str, Any]]:
-    images = np.searchsorted(truth.image_ids, detections.image_ids)
-    categories = np.searchsorted(truth.category_ids, detections.category_ids)
-    areas = detections.boxes[:, 2] * detections.boxes[:, 3]
-    columns = (images, categories, detections.boxes, areas, detections.scores)
+def _detection_rows(found: DetectionTable) -> list[dict[str, Any]]:
+    areas = found.boxes[:, 2] * found.boxes[:, 3]
+    columns = (found.image_ids, found.category_ids, found.boxes, areas, found.scores)
     return [
         {"id": i, "image_id": image, "category_id": category, "bbox": box, "area": area, "score": s}
         for i, (image, category, box, area, s) in enumerate(

@@ -10,7 +10,7 @@ disappears. So detections are checked here, once.
 from __future__ import annotations
 
 import json
-from array import array
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,8 +136,23 @@ class DetectionTable:
             file.write("]\n" if len(self) else "[]\n")
         partial.replace(path)
 
-    def check_against(self, truth: TruthTable, where: str = "detections") -> list[str]:
-        """Refuse detections that cannot be scored against `truth`; return what is suspicious, in words."""
+    def check_against(self, truth: TruthTable, where: str = "detections") -> DetectionTable:
+        """The same detections with rows of `truth` as ids; those that cannot be scored against it are refused."""
+        self._refuse_bad_numbers(where)
+        return DetectionTable(
+            _rows(self.image_ids, truth.image_ids, "images", where),
+            _rows(self.category_ids, truth.category_ids, "categories", where),
+            self.scores,
+            self.boxes,
+        )
+
+    def _refuse_bad_numbers(self, where: str) -> None:
+        if (
+            np.isfinite(self.scores).all()
+            and np.isfinite(self.boxes).all()
+            and (self.boxes[:, 2:] >= 0).all()
+        ):
+            return
         finite = np.isfinite(self.scores) & np.isfinite(self.boxes).all(1)
         for bad, what in (
             (
@@ -149,31 +164,22 @@ class DetectionTable:
             if bad.any():
                 images = list(dict.fromkeys(self.image_ids[bad].tolist()))
                 raise DataError(f"{where}: {bad.sum()} detections are {what} (images {_some(images)})")
-        for kind, given, known in (
-            ("images", self.image_ids, truth.image_ids),
-            ("categories", self.category_ids, truth.category_ids),
-        ):
-            strange = np.setdiff1d(given, known)
-            if len(strange):
-                raise DataError(
-                    f"{where}: {len(strange)} {kind} are not in the ground truth: {_some(strange.tolist())}",
-                    hint=f"ids must be those of the ground truth, for example {_some(known[:3].tolist())}",
-                )
-        return self._suspicions(truth, where)
 
-    def _suspicions(self, truth: TruthTable, where: str) -> list[str]:
-        """Corner boxes saved as xywh grow out of their pictures; as xyxy the same numbers fit."""
+    def suspicions(self, truth: TruthTable, where: str) -> list[str]:
+        """What looks wrong though it can be scored, in words; ids are rows of `truth`.
+
+        Corner boxes saved as xywh grow out of their pictures; as xyxy the same numbers fit.
+        """
         if not len(self):
             return [f"{where}: no detections at all"]
-        height, width = truth.sizes[np.searchsorted(truth.image_ids, self.image_ids)].T
+        sizes = np.where(truth.sizes.min(1, keepdims=True) > 0, truth.sizes, np.inf)  # unknown: never left
+        height, width = SPILL * sizes[self.image_ids].T
         x, y, a, b = self.boxes.T
-        known = (width > 0) & (height > 0)
-        spills = known & ((x + a > SPILL * width) | (y + b > SPILL * height))
-        corners_fit = (a <= SPILL * width) & (b <= SPILL * height) & (a >= x) & (b >= y)
-        if spills.mean() > 0.3 and corners_fit.mean() > 0.99:
+        spills = ((x + a > width) | (y + b > height)).mean()
+        if spills > 0.3 and ((a <= width) & (b <= height) & (a >= x) & (b >= y)).mean() > 0.99:
             return [
                 f"{where}: boxes look like x1, y1, x2, y2, but COCO results are x, y, width, height "
-                f"({spills.mean():.0%} leave their picture)"
+                f"({spills:.0%} leave their picture)"
             ]
         return []
 
@@ -182,37 +188,31 @@ class _Columns:
     """Takes rows out of a JSON document while it is parsed."""
 
     TAKEN = object()  # stands in the document where a row was
+    ROW = np.dtype([("image_id", "i8"), ("category_id", "i8"), ("bbox", "f8", 4), ("score", "f8")])
 
     def __init__(self) -> None:
-        self.ids, self.numbers = array("q"), array("d")
+        self.rows = bytearray()
 
-    def take(self, row: dict[str, Any]) -> Any:
-        before = len(self.ids)
+    def take(self, row: dict[str, Any], pack: Callable[..., bytes] = struct.Struct("=qq5d").pack) -> Any:
         try:
-            x, y, w, h = row["bbox"]
-            self.ids.extend((row["image_id"], row["category_id"]))
-            self.numbers.extend((x, y, w, h, row["score"]))
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            OverflowError,
-        ):  # another kind of object, or a row to be refused
-            del self.ids[before:], self.numbers[before // 2 * 5 :]
+            self.rows += pack(row["image_id"], row["category_id"], *row["bbox"], row["score"])
+        except (KeyError, TypeError, struct.error, OverflowError):  # another kind of object, or to be refused
             return row
         return self.TAKEN
 
     def are_all_of(self, document: Any) -> bool:
-        rows = document if isinstance(document, list) else []
-        return len(rows) * 2 == len(self.ids) and all(row is self.TAKEN for row in rows)
+        return (
+            isinstance(document, list)
+            and len(document) * self.ROW.itemsize == len(self.rows)
+            and all(row is self.TAKEN for row in document)
+        )
 
     def table(self) -> DetectionTable | None:
         """None when a number is not finite: then its row is to be named."""
-        ids = np.array(self.ids, np.int64).reshape(-1, 2)
-        numbers = np.array(self.numbers, np.float64).reshape(-1, 5)
-        if not (np.abs(numbers) < LIMIT).all():
+        rows = np.frombuffer(self.rows, self.ROW)
+        if not ((np.abs(rows["bbox"]) < LIMIT).all() and (np.abs(rows["score"]) < LIMIT).all()):
             return None
-        return DetectionTable(ids[:, 0], ids[:, 1], numbers[:, 4], numbers[:, :4])
+        return DetectionTable(rows["image_id"], rows["category_id"], rows["score"], rows["bbox"])
 
 
 def read_json(path: Path, take: Callable[[dict[str, Any]], Any] | None = None) -> Any:
@@ -230,6 +230,19 @@ def read_json(path: Path, take: Callable[[dict[str, Any]], Any] | None = None) -
         ) from error
     except (UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {type(error).__name__}") from error
+
+
+def _rows(given: Ints, known: Ints, kind: str, where: str) -> Ints:
+    """For each id its row of the sorted `known`; ids that are not there are refused."""
+    rows = np.searchsorted(known, given)
+    strange = given[known.take(rows, mode="clip") != given] if len(known) else given
+    if len(strange):
+        names = np.unique(strange).tolist()
+        raise DataError(
+            f"{where}: {len(names)} {kind} are not in the ground truth: {_some(names)}",
+            hint=f"ids must be those of the ground truth, for example {_some(known[:3].tolist())}",
+        )
+    return rows
 
 
 def _some(items: Sequence[Any], total: int | None = None) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import string
 import urllib.error
+import urllib.parse
 import urllib.request
 
 from detrcli.errors import ImageError
@@ -22,11 +24,13 @@ def download(url: str) -> bytes:
     """The bytes behind a URL, or an ImageError in one line."""
     headers = {"User-Agent": f"detrcli/{__version__}", "Accept": "image/*"}
     try:
-        request = urllib.request.Request(url, headers=headers)
+        address = urllib.parse.quote(url, safe=string.punctuation)  # other letters, as browsers do
+        request = urllib.request.Request(address, headers=headers)
         with _opener().open(request, timeout=TIMEOUT) as answer:
             return _body(answer, url)
     except urllib.error.HTTPError as error:
-        raise ImageError(f"{url}: the server answers {error.code} {error.reason}") from None
+        reason = (str(error.reason).splitlines() or [""])[0]
+        raise ImageError(f"{url}: the server answers {error.code} {reason}") from None
     except urllib.error.URLError as error:
         raise ImageError(f"{url}: {_plain(error.reason)}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -53,7 +57,8 @@ def _body(answer: http.client.HTTPResponse, url: str) -> bytes:
     kind = answer.headers.get_content_type() if "Content-Type" in answer.headers else "image/"
     if not kind.startswith(PICTURES):
         raise ImageError(f"{url}: the server sends {kind}, not a picture")
-    said = int(answer.headers.get("Content-Length") or 0)
+    length = answer.headers.get("Content-Length") or ""
+    said = int(length) if length.isascii() and length.isdigit() else 0
     data = b"" if said > LARGEST else answer.read(LARGEST + 1)
     if max(said, len(data)) > LARGEST:
         raise ImageError(f"{url}: larger than {LARGEST >> 20} MiB")
@@ -63,6 +68,10 @@ def _body(answer: http.client.HTTPResponse, url: str) -> bytes:
 
 
 def _plain(reason: object) -> str:
+    if isinstance(reason, http.client.IncompleteRead):
+        return "the connection was cut"
+    if isinstance(reason, http.client.BadStatusLine):
+        return "the server's answer is not HTTP"
     if isinstance(reason, TimeoutError):
         return f"no answer in {TIMEOUT:.0f} s"
     if isinstance(reason, OSError) and reason.strerror:

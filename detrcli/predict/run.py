@@ -118,9 +118,10 @@ class Predictor:
     ) -> Iterator[Result]:
         """The objects in each picture, in the order of the sources.
 
-        `batch` is by default 1 or what the model insists on, `conf` is the lowest score, `top` the largest number a picture, `classes` names or ids to keep, `max_size` a limit for
-        the long side that the model sees; with `tile` larger pictures are also seen in overlapping squares of that many
-        pixels. An unreadable picture raises an ImageError, or is given to `on_failure` and skipped.
+        `batch` is by default 1 or what the model insists on, `conf` is the lowest score, `top` the largest number a
+        picture, `classes` names or ids to keep, `max_size` a limit for the long side that the model sees; with `tile`
+        larger pictures are also seen in overlapping squares of that many pixels. An unreadable picture raises an
+        ImageError, or is given to `on_failure` and skipped.
         """
         batch = self.only_batch or 1 if batch is None else batch
         if batch < 1:

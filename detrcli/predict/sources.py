@@ -13,6 +13,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,7 @@ from detrcli.predict.download import download, is_url
 
 _ENDINGS = "jpg jpeg jpe jfif png bmp dib gif webp tif tiff ppm pgm pbm pnm avif jp2"
 SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split(" "))
+_OTHER_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 LARGEST_FILE = 1 << 30  # bytes; no picture that can be decoded needs more
 
 
@@ -78,6 +80,9 @@ def _named(name: str, recursive: bool) -> Iterator[Input]:
         yield Input(_readable(name), name)
     elif os.path.isdir(name):
         yield from _folder(Path(name), recursive)
+    elif not os.path.lexists(name) and _OTHER_SCHEME.match(name):
+        name = _readable(name)
+        yield Input(name, ImageError(f"{name}: of addresses only http and https are read"))
     elif not os.path.lexists(name) and glob.has_magic(name):
         yield from _glob(name)
     else:

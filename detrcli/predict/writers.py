@@ -22,7 +22,7 @@ from detrcli.predict.result import Failure, Result
 from detrcli.predict.run import stem_of
 from detrcli.types import Categories
 
-SCHEMA_VERSION = 1  # of the documents described by docs/schema/predict.json
+SCHEMA_VERSION = 1  # of the documents described by docs/schema/predict.schema.json
 
 
 @dataclass(frozen=True, slots=True)

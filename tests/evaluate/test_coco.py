@@ -163,8 +163,9 @@ def test_the_fast_scorer_is_chosen_when_installed(monkeypatch):
     assert choose_backend() == "ultrafast"
     monkeypatch.setattr(coco.importlib.util, "find_spec", lambda name: None)
     assert choose_backend() == "pycocotools"
-    with pytest.raises(UsageError, match="not installed"):
+    with pytest.raises(UsageError, match="not installed") as refused:
         choose_backend("ultrafast")
+    assert "--scorer pycocotools" in str(refused.value.hint)
 
 
 def row(**changes):
@@ -253,6 +254,16 @@ def test_any_bytes_are_read_or_refused_with_our_error(tmp_path, data):
     path = tmp_path / "any.json"
     path.write_bytes(data)
     with contextlib.suppress(DataError):
+        DetectionTable.read(path)
+
+
+@pytest.mark.parametrize(
+    "document", [{"annotations": []}, {"info": 1}, 3, None, [[]], {"a": row()}, row(), [[row()]]]
+)
+def test_a_file_of_something_else_is_refused_not_scored_as_empty(tmp_path, document):
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"not a list|as 'image_id'"):
         DetectionTable.read(path)
 
 

@@ -81,7 +81,7 @@ BROKEN = {
     "html": (lambda: b"<!DOCTYPE html><html></html>", "not a picture"),
     "truncated jpeg": (lambda: encoded(scene(), "JPEG")[:1500], "damaged"),
     "truncated png": (lambda: encoded(scene(), "PNG")[:200], "damaged|broken"),
-    "bomb": (bomb, "too many pixels"),
+    "bomb": (bomb, r"too many pixels \(3,600,000,000\); the limit"),
 }
 
 
@@ -153,6 +153,13 @@ def test_globs_are_expanded_unless_a_file_has_that_name(tree):
     (tree / "x[1].png").touch()
     assert names(f"{tree}/x[1].png") == ["x[1].png"]
     assert reasons(f"{tree}/*.gif") == [f"{tree}/*.gif: no file matches"]
+
+
+def test_other_addresses_than_those_of_the_web_are_refused():
+    assert reasons("ftp://host/a.png", "s3://bucket/*.png") == [
+        f"{name}: of addresses only http and https are read"
+        for name in ("ftp://host/a.png", "s3://bucket/*.png")
+    ]
 
 
 def test_folders_without_pictures_and_missing_files_are_said(tree, tmp_path):

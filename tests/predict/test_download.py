@@ -34,8 +34,18 @@ class Handler(BaseHTTPRequestHandler):
             "/moved": (302, None, b"", {"Location": "/ok.png"}),
             "/file": (302, None, b"", {"Location": "file:///etc/passwd"}),
             "/loop": (302, None, b"", {"Location": "/loop"}),
+            "/%C3%BC%20b.png": (200, "image/png", data, {"Content-Length": "many"}),
+            "/chunks": (
+                200,
+                "image/png",
+                b"zz\r\n",
+                {"Content-Length": None, "Transfer-Encoding": "chunked"},
+            ),
             "/denied": (403, None, b"", {}),
         }
+        if self.path == "/other":
+            self.wfile.write(b"good day\r\n")
+            return
         if self.path == "/silent":
             self.server.released.wait(10)
             return
@@ -62,7 +72,7 @@ def server():
     server.server_close()
 
 
-@pytest.mark.parametrize("path", ["/ok.png", "/untyped", "/moved"])
+@pytest.mark.parametrize("path", ["/ok.png", "/untyped", "/moved", "/ü b.png"])
 def test_pictures_are_fetched_and_predicted(server, path):
     [result] = spotter().predict(server + path)
     assert result.source == server + path
@@ -78,7 +88,9 @@ def test_pictures_are_fetched_and_predicted(server, path):
         ("/large", "larger than 64 MiB"),
         ("/cut", r"cut after 50 of \d+ bytes"),
         ("/file", "answers 302|not allowed|unknown url type"),
-        ("/loop", "302"),
+        ("/loop", r"answers 302 [^\n]*\Z"),
+        ("/chunks", "connection was cut"),
+        ("/other", "not HTTP"),
     ],
 )
 def test_what_is_no_picture_is_said(server, path, said):
