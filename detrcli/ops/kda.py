@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from detrcli.ops.msda import (
     Sampler,
     Shapes,
-    poison,
     sample_grid,
     sample_levels,
     sampling_locations,
+    weighted_sum,
     without_padding,
     working_dtype,
 )
@@ -37,24 +39,18 @@ def kda_plain(
         if key is value
         else sample_levels(without_padding(key, mask).to(dtype), shapes, locations, sampler)
     )
-    weights = key_aware_weights(query.to(dtype), keys, offsets.shape[4], scale)
-    answer = poison(locations) + value.new_zeros((), dtype=dtype).expand(*offsets.shape[:3], value.shape[3])
-    for level, sampled in enumerate(values):
-        if sampled is not None:
-            answer = answer + (sampled * weights[:, :, :, level, :, None]).sum(dim=3)
-    return answer.flatten(2).to(value.dtype)
+    weights = key_aware_weights(query.to(dtype) * scale, keys, offsets.shape[4])
+    return weighted_sum(values, weights, locations, value.shape[3]).to(value.dtype)
 
 
-def key_aware_weights(query: Tensor, keys: list[Tensor | None], points: int, scale: float) -> Tensor:
-    """(B, Q, M, L, P): softmax over all samples of all levels together.
+def key_aware_weights(query: Tensor, keys: Sequence[Tensor | None], points: int) -> tuple[Tensor, ...]:
+    """(N, P, Q) for each level: softmax over all samples of all levels together. query: (B, Q, M, D); keys: (N, D, P, Q).
 
     A sample outside the picture or on padding is a zero key: its logit is 0 and it keeps its share, as in the paper's code.
     """
-    outside = query.new_zeros((*query.shape[:3], points))
-    logits = [
-        outside if sampled is None else (query[:, :, :, None] * sampled).sum(dim=-1) * scale
-        for sampled in keys
-    ]
+    asked = query.permute(0, 2, 3, 1).flatten(0, 1)[:, :, None]  # (N, D, 1, Q)
+    outside = asked.new_zeros((asked.shape[0], points, asked.shape[3]))
+    logits = [outside if sampled is None else (asked * sampled).sum(dim=1) for sampled in keys]
     if not logits:
-        return query.new_zeros((*query.shape[:3], 0, points))
-    return torch.stack(logits, dim=3).flatten(3).softmax(dim=-1).view(*query.shape[:3], len(keys), points)
+        return ()
+    return torch.cat(logits, dim=1).softmax(dim=1).unflatten(1, (len(keys), points)).unbind(1)

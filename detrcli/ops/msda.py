@@ -3,6 +3,8 @@
 Two forms give the same numbers. `reference` samples with `grid_sample`; `gather` uses indexing only, for export targets
 whose GridSample cannot be trusted. Both work in float32 (float64 for float64), whatever the inputs, and follow one rule:
 a query whose sampling location is NaN or infinite answers NaN in that head; in backward such a sample counts as outside.
+
+Inside, images and heads are one dimension N = B*M and queries come last, so that every operation runs along them.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Shapes = Sequence[tuple[int, int]]
-Sampler = Callable[[Tensor, int, int, Tensor], Tensor]
-"""(rows (B, H*W, M, D), H, W, locations (B, Q, M, P, 2)) -> (B, Q, M, P, D), zeros outside."""
+Sampler = Callable[[Tensor, Tensor], Tensor]
+"""(level (N, D, H, W), places (N, P, Q, 2) in [0, 1]) -> (N, D, P, Q), zeros outside."""
 
-FAR_OUTSIDE = -2.0  # outside any level, even one pixel wide
+FAR_OUTSIDE = (
+    -2.0
+)  # outside any level, even one pixel wide; so is all that lies further from the middle than 2
 
 
 def working_dtype(value: Tensor) -> torch.dtype:
@@ -45,66 +49,70 @@ def like(tensor: Tensor, numbers: Sequence[Any]) -> Tensor:
     return torch.tensor(numbers, dtype=tensor.dtype).to(tensor.device, non_blocking=True)
 
 
-def sample_grid(rows: Tensor, height: int, width: int, locations: Tensor) -> Tensor:
+def sample_grid(level: Tensor, places: Tensor) -> Tensor:
     """Bilinear samples by `grid_sample`, see `Sampler`."""
-    batch, _, heads, depth = rows.shape
-    image = rows.permute(0, 2, 3, 1).reshape(batch * heads, depth, height, width)
-    grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B*M, Q, P, 2)
-    sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return sampled.view(batch, heads, depth, *locations.shape[1:4:2]).permute(0, 3, 1, 4, 2)
+    return F.grid_sample(level, 2 * places - 1, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def sample_gather(rows: Tensor, height: int, width: int, locations: Tensor) -> Tensor:
+def sample_gather(level: Tensor, places: Tensor) -> Tensor:
     """Bilinear samples by four gathers, see `Sampler`."""
-    batch, _, heads, depth = rows.shape
-    queries, points = locations.shape[1], locations.shape[3]
-    size = like(locations, [width, height])
-    pixel = locations * size - 0.5
+    depth, height, width = level.shape[1:]
+    pixel = places * like(places, [width, height]) - 0.5
     corner = pixel.detach().floor()
-    fraction = pixel - corner  # (B, Q, M, P, 2)
-    table = rows.transpose(1, 2)  # (B, M, H*W, D)
-    sampled = torch.zeros((), dtype=rows.dtype, device=rows.device)
+    fraction = pixel - corner  # (N, P, Q, 2)
+    table = level.flatten(2)
+    sampled = torch.zeros((), dtype=level.dtype, device=level.device)
     for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
         x, y = corner[..., 0].long() + dx, corner[..., 1].long() + dy
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        index = (
-            torch.where(inside, y * width + x, 0).transpose(1, 2).reshape(batch, heads, queries * points, 1)
-        )
-        row = (
-            table.gather(2, index.expand(-1, -1, -1, depth))
-            .view(batch, heads, queries, points, depth)
-            .transpose(1, 2)
-        )
+        index = torch.where(inside, y * width + x, 0).flatten(1)[:, None].expand(-1, depth, -1)
+        pixels = table.gather(2, index).unflatten(2, places.shape[1:3])
         x_share = fraction[..., 0] if dx else 1 - fraction[..., 0]
         y_share = fraction[..., 1] if dy else 1 - fraction[..., 1]
-        # where, not a zero weight: a NaN in the row that stands in for "outside" must not leak
-        sampled = sampled + torch.where(inside[..., None], row, 0.0) * (x_share * y_share)[..., None]
+        # where, not a zero weight: a NaN in the pixel that stands in for "outside" must not leak
+        sampled = sampled + torch.where(inside[:, None], pixels, 0.0) * (x_share * y_share)[:, None]
     return sampled
 
 
 def sample_levels(value: Tensor, shapes: Shapes, locations: Tensor, sampler: Sampler) -> list[Tensor | None]:
-    """The samples of each level, (B, Q, M, P, D); None where a level is empty (all its samples are zero).
+    """The samples of each level, (N, D, P, Q); None where a level is empty (all its samples are zero).
 
     value: (B, S, M, D); locations: (B, Q, M, L, P, 2).
     """
-    locations = torch.nan_to_num(locations, nan=FAR_OUTSIDE).clamp(FAR_OUTSIDE, 1 - FAR_OUTSIDE)
-    if 0 in (value.shape[0], value.shape[2], value.shape[3], locations.shape[1], locations.shape[4]):
+    if 0 in (value.shape[0], *value.shape[2:], *locations.shape[1:5]):
         return [None] * len(shapes)
-    levels = torch.split(value, [height * width for height, width in shapes], dim=1)
+    near = (locations.detach() - 0.5).abs() < 2  # not so for NaN
+    places = torch.where(near, locations, FAR_OUTSIDE).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)
+    rows = value.permute(0, 2, 3, 1).flatten(0, 1)  # (N, D, S)
+    levels = rows.split([height * width for height, width in shapes], dim=2)
     return [
-        sampler(rows, height, width, locations[:, :, :, level]) if height * width else None
-        for level, (rows, (height, width)) in enumerate(zip(levels, shapes, strict=True))
+        sampler(level.unflatten(2, shape), places[i]) if shape[0] * shape[1] else None
+        for i, (level, shape) in enumerate(zip(levels, shapes, strict=True))
     ]
 
 
+def weighted_sum(
+    samples: Sequence[Tensor | None], weights: Sequence[Tensor], locations: Tensor, depth: int
+) -> Tensor:
+    """(B, Q, M*D) from the samples (N, D, P, Q) and weights (N, P, Q) of each level; locations: (B, Q, M, L, P, 2)."""
+    batch, queries, heads = locations.shape[:3]
+    answer = poison(locations).expand(batch * heads, depth, queries)
+    for sampled, shares in zip(samples, weights, strict=True):
+        if sampled is not None:
+            # point by point: the product of a whole level is too large for the cache, and for memory kept at hand
+            for at_point, share in zip(sampled.unbind(2), shares.unbind(1), strict=True):
+                answer = torch.addcmul(answer, at_point, share[:, None])
+    return answer.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)
+
+
 def poison(locations: Tensor) -> Tensor:
-    """(B, Q, M, 1): zero, or NaN where a location of that query and head is not finite.
+    """(N, 1, Q): zero, or NaN where a location of that query and head is not finite.
 
     An exported graph does without, (1,): what made the location carries the NaN on beside the attention.
     """
     if torch.compiler.is_exporting():
         return locations.new_zeros(1)
-    return (locations.detach() * 0).sum(dim=(3, 4, 5)).unsqueeze(-1)
+    return (locations.detach() * 0).sum(dim=(3, 4, 5)).transpose(1, 2).flatten(0, 1)[:, None]
 
 
 def msda_plain(
@@ -112,12 +120,10 @@ def msda_plain(
 ) -> Tensor:
     """Weighted sum of bilinear samples, (B, Q, M*D) in value's dtype; see `detrcli.ops.msda`."""
     dtype = working_dtype(value)
-    locations, weights = locations.to(dtype), weights.to(dtype)
-    answer = poison(locations) + value.new_zeros((), dtype=dtype).expand(*locations.shape[:3], value.shape[3])
-    for level, sampled in enumerate(sample_levels(value.to(dtype), shapes, locations, sampler)):
-        if sampled is not None:
-            answer = answer + (sampled * weights[:, :, :, level, :, None]).sum(dim=3)
-    return answer.flatten(2).to(value.dtype)
+    locations = locations.to(dtype)
+    samples = sample_levels(value.to(dtype), shapes, locations, sampler)
+    shares = weights.to(dtype).permute(3, 0, 2, 4, 1).flatten(1, 2).unbind()  # L times (N, P, Q)
+    return weighted_sum(samples, shares, locations, value.shape[3]).to(value.dtype)
 
 
 def msda_fused_plain(
