@@ -127,7 +127,13 @@ struct Scatterer {
         for (int k = 0; k < 4; ++k) {
           A* to = rows[k][i] == outside ? nowhere : cells + rows[k][i] * stride;
           const A w = corners[k][i];
-          for (int v = 0; v < R; ++v) store_block<A, V>(to + v * N, load_block<A, V>(to + v * N, some) + w * add[v], some);
+          if constexpr (V == 0) {  // one by one: a wide read would wait for the narrow write to the same cell before it
+            A parts[N];
+            store(parts, w * add[0]);
+            for (int64_t j = 0; j < some; ++j) to[j] += parts[j];
+          } else {
+            for (int v = 0; v < R; ++v) store(to + v * N, load(to + v * N) + w * add[v]);
+          }
         }
       }
     });
