@@ -68,7 +68,7 @@ def _command(args: list[str], cwd: Path, environment: dict[str, str], streams: P
     sys.path[:0] = [place for place in environment.get("PYTHONPATH", "").split(os.pathsep) if place]
     for descriptor, name in enumerate(("in", "out", "err")):
         os.dup2(os.open(streams / name, os.O_RDWR), descriptor)
-    sys.stdin = open(0, closefd=False)
+    sys.stdin = os.fdopen(0, closefd=False)
     sys.argv = ["detr", *args]
     from detrcli.cli import main
 

@@ -11,7 +11,7 @@ from torch import nn
 from detrcli.errors import UsageError
 from detrcli.nn.backbone import Backbone
 from detrcli.nn.layers import FrozenBatchNorm2d
-from detrcli.nn.speed import LEVERS, describe, fastest, keep_memory, levers
+from detrcli.nn.speed import LEVERS, PixelConv2d, describe, fastest, keep_memory, levers
 from detrcli.plugins.backbones import BackboneConfig
 
 
@@ -26,7 +26,7 @@ def backbone() -> Backbone:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("asked", ["fold", "layout", "fold,layout", "on", "off"])
+@pytest.mark.parametrize("asked", ["fold", "layout", "onednn", "fold,layout", "on", "off"])
 def test_answers_stay_the_same(backbone: Backbone, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETR_FAST", asked)
     fast = fastest(backbone)
@@ -36,7 +36,7 @@ def test_answers_stay_the_same(backbone: Backbone, asked: str, monkeypatch: pyte
     norms = [m for m in fast.modules() if isinstance(m, FrozenBatchNorm2d)]
     assert bool(norms) == (asked not in ("fold", "fold,layout", "on"))
     ordered = fast.body.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
-    assert ordered == (asked not in ("fold", "off"))
+    assert ordered == (asked not in ("fold", "onednn", "off"))
 
 
 def test_the_model_given_stays_as_it_is_and_shares_what_it_can(backbone: Backbone) -> None:
@@ -55,8 +55,19 @@ def test_a_group_norm_is_left_alone() -> None:
     module = Backbone(
         BackboneConfig(name="test_resnet", levels=(3,), norm="group", frozen=(), pretrained=None)
     )
-    kinds = [type(m) for m in module.modules()]
-    assert [type(m) for m in fastest(module).modules()] == kinds
+    kinds = [type(m) for m in module.modules() if not isinstance(m, nn.Conv2d)]
+    assert [type(m) for m in fastest(module).modules() if not isinstance(m, nn.Conv2d)] == kinds
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN in this torch")
+def test_convolutions_of_one_pixel_are_the_same_in_onednn() -> None:
+    model = nn.Sequential(nn.Conv2d(5, 7, 1), nn.Conv2d(7, 6, 1, bias=False), nn.Conv2d(6, 4, 1, stride=2))
+    fast, images = fastest(model), torch.randn(2, 5, 9, 8)
+    assert [type(m) for m in fast] == [PixelConv2d, PixelConv2d, nn.Conv2d]
+    torch.testing.assert_close(fast(images), model(images))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fast(images).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
