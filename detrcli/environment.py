@@ -122,15 +122,21 @@ def _kernels() -> dict[str, str]:
 
 def _speed() -> dict[str, str]:
     """What makes inference faster, and whether 16 bits do on this CPU."""
-    import torch
-
     from detrcli.nn.speed import describe
 
-    facts = describe()
-    if platform.machine() in ("x86_64", "AMD64"):
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    facts, native = describe(), bf16_in_hardware()
+    if native is not None:
         facts["bf16 on the CPU"] = "in hardware" if native else "emulated: --amp is slower than without"
     return facts
+
+
+def bf16_in_hardware() -> bool | None:
+    """Whether this CPU computes in bf16 by itself; None where torch cannot tell."""
+    import torch
+
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return None
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _places() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -118,6 +119,7 @@ def train(
 ) -> None:
     """Train a model."""
     console.settings.json = as_json
+    _let_threads_sleep()
     request = _request(config, _given(context), resume)
     if auto_batch:
         request = _with_batch(request, devices)
@@ -145,6 +147,16 @@ def train(
 
 _OURS = {"config", "resume", "allow_change", "out", "devices", "auto_batch", "dry_run", "as_json"}
 _SPELLED = {"compile_": "compile", "set_": "changes"}
+
+
+def _let_threads_sleep() -> None:
+    """Before torch is loaded: threads that wait for each other sleep after some microseconds.
+
+    GNU's OpenMP has them spin for milliseconds, and where others want the processors, too, the thread that they wait for is
+    not let in: a step of many small operations then takes ten times as long and more.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _given(context: typer.Context) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from detrcli.data.annotations import Array, Dataset
 from detrcli.data.catalog import Source
 from detrcli.data.defects import Defects
 from detrcli.data.formats.files import Files
+from detrcli.data.formats.huggingface import Rows
 from detrcli.data.images import decode, open_image, orientation, shown_size
 from detrcli.data.layouts import Options
 from detrcli.data.structure import repair
@@ -53,11 +55,13 @@ def pictures(dataset: Dataset, *, fast: bool = False, advance: Callable[[], None
     A truncated JPEG shows only when it is decoded to the end, so the thorough way costs what an epoch of loading costs.
     """
     seen, source = Seen(sizes=dataset.annotations.sizes.copy()), dataset.pictures
-    if not isinstance(source, Files):
+    if not isinstance(source, (Files, Rows)):  # drawn ones
         return seen
     annotated = [(int(h), int(w)) for h, w in dataset.annotations.sizes]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        jobs = pool.map(lambda n, s: _look(source, n, s, fast), dataset.annotations.names, annotated)
+        jobs = pool.map(
+            lambda i, n, s: _look(source, i, n, s, fast), count(), dataset.annotations.names, annotated
+        )
         for index, (name, looked) in enumerate(zip(dataset.annotations.names, jobs, strict=True)):
             advance()
             _record(seen, name, looked)
@@ -78,10 +82,10 @@ def _record(seen: Seen, name: str, looked: Looked) -> None:
     twins.append(name)
 
 
-def _look(source: Files, name: str, size: tuple[int, int], fast: bool) -> Looked:
+def _look(source: Files | Rows, index: int, name: str, size: tuple[int, int], fast: bool) -> Looked:
     looked = Looked()
     try:
-        data = source.file(0, name).read_bytes()
+        data = source.stored(index, name)
         _inspect(data, name, size, looked)
         if not fast:
             decode(data, name=name)

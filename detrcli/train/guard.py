@@ -36,10 +36,14 @@ def diagnosis(
 
 
 @contextmanager
-def explained(batches: Sequence[Batch], device: str, number: int) -> Iterator[None]:
+def explained(batches: Sequence[Batch], device: str, number: int, lr: float) -> Iterator[None]:
     """Turns the many ways of running out of memory, and of having no deterministic form, into what can be done about it."""
     try:
         yield
+    except NonFiniteError as error:
+        raise NonFiniteError(
+            f"step {number}: {error.message}; lr {lr:.3g}; the weights are as before it", hint=error.hint
+        ) from error
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if "does not have a deterministic implementation" in str(error):
             raise DetrError(

@@ -16,6 +16,7 @@ from detrcli.data.defects import KINDS
 from detrcli.data.loader import Batches, train_loader
 from detrcli.data.masks import without_outline
 from detrcli.data.transforms import training
+from detrcli.environment import bf16_in_hardware
 from detrcli.errors import DataError, DetrError
 from detrcli.nn.backbone import Backbone
 from detrcli.nn.speed import keep_memory, levers
@@ -137,9 +138,12 @@ def _prepare_machine(plan: Plan) -> list[str]:
         exact = "to the bit" if plan.deterministic else "to rounding; to the bit with --deterministic"
         return [f"the same numbers come out on this kind of device {exact}"]
     threads = choose_threads(plan.workers)
-    return [
+    notes = [
         f"{threads} thread{'s' if threads > 1 else ''}: the same numbers come out with as many on this kind of machine"
     ]
+    if plan.amp == "bf16" and bf16_in_hardware() is False:
+        notes.append("this CPU emulates bf16: --amp is slower than without")
+    return notes
 
 
 def _data(plan: Plan, model: Model) -> tuple[Dataset, Dataset | None]:
@@ -175,9 +179,8 @@ def _about_size(plan: Plan, dataset: Dataset) -> list[str]:
     notes, images, batch = [], len(dataset), plan.recipe.batch_size
     classes, counts = dataset.categories.names, dataset.defects.counts
     if images < batch:
-        notes.append(
-            f"{images} training pictures do not fill a batch of {batch}: each step learns from all of them"
-        )
+        there = "1 training picture does" if images == 1 else f"{images} training pictures do"
+        notes.append(f"{there} not fill a batch of {batch}: each step learns from all of them")
     if unseen := counts["empty-category"]:
         names = ", ".join(example.detail for example in dataset.defects.examples["empty-category"][:5])
         notes.append(

@@ -60,12 +60,13 @@ class Trainer:
         torch.manual_seed(_mix(self.seed, number, distributed.rank()))
         set_rate(self.optimizer, self.recipe, share)
         self.optimizer.zero_grad(set_to_none=True)
-        with explained(batches, self.device, number):
-            values, norm = self._backward(batches, number)
+        lr = self.recipe.lr * share
+        with explained(batches, self.device, number, lr):
+            values, norm = self._backward(batches)
         if not all(map(math.isfinite, values.values())) or not (
             math.isfinite(norm) or self.scaler.is_enabled()
         ):
-            raise diagnosis(values, norm, batches, number, self.recipe.lr * share)
+            raise diagnosis(values, norm, batches, number, lr)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
@@ -75,13 +76,13 @@ class Trainer:
             epoch=epoch,
             loss=values.pop("total"),
             terms=values,
-            lr=self.recipe.lr * share,
+            lr=lr,
             grad_norm=norm,
             seconds=time.perf_counter() - started,
             waited=waited,
         )
 
-    def _backward(self, batches: Sequence[Batch], number: int) -> tuple[dict[str, float], float]:
+    def _backward(self, batches: Sequence[Batch]) -> tuple[dict[str, float], float]:
         """Gradients of all parts, clipped; the mean losses over parts and ranks, and the norm, in one copy to the host."""
         parts, device = len(batches), torch.device(self.device)
         objects = sum(len(t.labels) for b in batches for t in b.targets)

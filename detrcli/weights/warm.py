@@ -16,6 +16,8 @@ from detrcli.types import Categories
 from detrcli.weights.load import LoadReport, fit, load_state, read
 from detrcli.weights.resolve import Choice, choose
 
+SHOWN = 10  # classes named
+
 
 def warm_start(
     module: nn.Module,
@@ -56,11 +58,18 @@ def _choose(model: Model, source: str) -> Choice:
 
 def told(report: LoadReport) -> list[str]:
     """What was taken, what is new, what was left out: a line each."""
-    remade = f", {len(report.remade)} class rows made anew" if report.remade else ""
-    lines = [f"{len(report.kept)} tensors kept{remade}"]
+    lines = [f"{len(report.kept)} tensors kept"]
+    lines += [f"made anew for other classes: {_rows(report)}"] if report.remade else []
     lines += [f"new: {by_pattern(report.missing)}"] if report.missing else []
     lines += [f"left out: {by_pattern(report.unexpected)}"] if report.unexpected else []
     return lines
+
+
+def _rows(report: LoadReport) -> str:
+    """The tensors with a row a class, and the classes that found theirs in the file by name."""
+    first, more = report.copied_classes[:SHOWN], len(report.copied_classes) - SHOWN
+    taken = ", ".join([*first, *([f"{more} more"] if more > 0 else [])])
+    return f"{by_pattern(report.remade)}; rows taken over: {taken or 'none, no class of the file has such a name'}"
 
 
 def by_pattern(names: Sequence[str]) -> str:

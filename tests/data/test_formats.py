@@ -11,7 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from detrcli.data.catalog import find, resolve
+from detrcli.data.check import pictures as pictures_of
 from detrcli.data.formats import voc
+from detrcli.data.formats.huggingface import load_rows
 from detrcli.data.formats.yolo import label_file, parse_line, read_spec
 from detrcli.data.paths import inside, why_outside
 from detrcli.data.shapes import load_shapes
@@ -252,8 +254,6 @@ def hub_table(corners: bool = False):
 
 @pytest.mark.parametrize("corners", [False, True])
 def test_hub_rows_become_a_data_set(tmp_path, corners):
-    from detrcli.data.formats.huggingface import load_rows
-
     dataset = load_rows(hub_table(corners), name="hf:me/mine", split="train")
     assert dataset.annotations.image_ids.tolist() == [31, 4]
     assert dataset.annotations.sizes.tolist() == [[40, 80], [10, 10]]
@@ -275,6 +275,36 @@ def test_a_hub_data_set_is_loaded_by_its_name(tmp_path, monkeypatch):
     source = find(f"hf:{tmp_path / 'repo'}")
     assert list(source.splits) == ["train", "val"]
     assert objects(source.load("val"), 0) == [("dog", 50, 20, 29, 19)]
+
+
+@pytest.mark.parametrize("kept", ["bytes", "path"])
+def test_pictures_of_hub_rows_are_checked_too(tmp_path, kept):
+    """A row holds its picture, or says where it lies, as those of a folder of pictures do."""
+    datasets = pytest.importorskip("datasets")
+    paths = [tmp_path / name for name in ("good.png", "cut.png", "gone.png")]
+    for number, path in enumerate(paths):
+        picture(80, 40, number).save(path)
+    size = paths[1].stat().st_size
+    paths[1].write_bytes(paths[1].read_bytes()[: size // 2])
+    pictures = [{"bytes": p.read_bytes() if kept == "bytes" else None, "path": str(p)} for p in paths]
+    if kept == "path":
+        paths[2].unlink()
+    objects = [{"bbox": [[50.0, 20.0, 29.0, 19.0]], "category": ["dog"]}] * 3
+    table = datasets.Dataset.from_dict(
+        {"image": pictures, "objects": objects},
+        features=datasets.Features(
+            image=datasets.Image(),
+            objects={
+                "bbox": datasets.List(datasets.List(datasets.Value("float32"))),
+                "category": datasets.List(datasets.Value("string")),
+            },
+        ),
+    )
+    dataset = load_rows(table, name="hf:me/mine", split="train")
+    assert dataset.annotations.sizes[0].tolist() == [40, 80]
+    seen = pictures_of(dataset)
+    assert str(seen.defects.examples["unreadable-image"][0]).startswith("row-000001.png: damaged")
+    assert seen.bad == {"row-000001.png"} | ({"row-000002.png"} if kept == "path" else set())
 
 
 def test_a_hub_name_that_cannot_be_loaded_says_why(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -126,7 +127,7 @@ def test_killed_while_training_the_last_state_stands(shapes, tmp_path):
         "-m",
         "detr/tiny",
         "--epochs",
-        "40",
+        "10",
         "--out",
         str(run),
         *SMALL,
@@ -142,8 +143,8 @@ def test_killed_while_training_the_last_state_stands(shapes, tmp_path):
     assert not [p for p in run.iterdir() if p.suffix == ".safetensors" and p.stat().st_size == 0]
     done = detr("train", "--resume", run, "--json")
     assert done.code == 0, done.err
-    assert done.json["steps"] == 40 * 5
-    assert sorted(losses(run)) == list(range(200))
+    assert done.json["steps"] == 10 * 5
+    assert sorted(losses(run)) == list(range(50))
 
 
 def test_interrupted_says_how_to_go_on(shapes, tmp_path):
@@ -201,5 +202,5 @@ def test_what_cannot_be_resumed_says_so(shapes, tmp_path, damage):
 def test_a_loss_that_is_not_finite_stops_before_the_step(shapes, tmp_path):
     done = detr("train", shapes, "-m", "detr/tiny", "--lr", "1e30", "--set", "recipe.clip_norm=1e30", "--set", "recipe.warmup_steps=0",
                 "--epochs", "2", "--batch-size", "4", "--out", tmp_path / "run")  # fmt: skip
-    assert "not finite" in done.error(1)
+    assert re.search(r"step 1: .* not finite.* \(pictures: .*\); lr \d.*e\+\d\d;", done.error(1))
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"

@@ -1,11 +1,11 @@
-"""Runs a training in forked children and kills them, from one process that has loaded everything once.
+"""Runs a training in forked children and hits them, from one process that has loaded everything once.
 
-    python -m tests.train.forked kill DATA OUT SEED TIMES      SIGKILL after random times, then to the end
-    python -m tests.train.forked stop DATA OUT SEED TIMES      SIGTERM after random times, then to the end
-    python -m tests.train.forked both DATA OUT SEED TIMES      one and the other by turns
+    python -m tests.train.forked stop DATA OUT SEED TIMES      SIGTERM at random moments, then to the end
+    python -m tests.train.forked both DATA OUT SEED TIMES      SIGTERM and SIGKILL by turns
 
-A run that ends before all hits were made is followed by another, in OUT/hit-0, OUT/hit-1 and so on.
-Prints a line of JSON: how often a child was hit, the exit codes, and the longest that one took to end.
+A moment is counted in what the child has done, so that a slow machine is hit in the same places as a fast one. A run that
+ends before all hits were made is followed by another, in OUT/hit-0, OUT/hit-1 and so on.
+Prints a line of JSON: the exit codes, and the longest that a child took to end once it was hit.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -23,11 +24,9 @@ import torch
 from detrcli.train.plan import Request
 from detrcli.train.run import train
 
-SIGNALS = {
-    "kill": [signal.SIGKILL],
-    "stop": [signal.SIGTERM],
-    "both": [signal.SIGTERM, signal.SIGKILL],
-}
+SIGNALS = {"stop": [signal.SIGTERM], "both": [signal.SIGTERM, signal.SIGKILL]}
+# as small as it can be: most of the time goes into starting and saving
+SMALL = {"model.width": 16, "model.heads": 2, "model.ffn": 16, "model.decoder_layers": 1}
 
 
 def begin(request: Request, out: Path) -> int:
@@ -39,33 +38,65 @@ def begin(request: Request, out: Path) -> int:
     try:
         done = train(request, out=out, resume="auto")
         code = 128 + done.stopped_by if done.stopped_by else 0
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def written(run: Path) -> int:
+    """Lines of the record: one a step, one an evaluation."""
+    file = run / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def ended(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def hit(pid: int, number: int, run: Path, draw: random.Random) -> tuple[int, float]:
+    """Send the signal some steps from now, or while it starts: the exit code, 0 where it was done before, and the seconds that
+    it took to end."""
+    steps = draw.randint(0, 3)
+    there = written(run) + steps
+    while steps and written(run) < there:
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            break
+        time.sleep(0.002)
+    time.sleep(draw.uniform(0, 0.05 if steps else 0.5))  # computing, saving, scoring; or loading, resuming
+    os.kill(pid, number)
+    begun = time.monotonic()
+    return ended(pid), time.monotonic() - begun
 
 
 def main(how: str, data: str, out: str, seed: str, times: str) -> None:
     torch.set_num_threads(1)
     request = Request(
-        data=data, model="detr/tiny", batch_size=4, epochs=6, device="cpu", ema=0.9, save_every=0.0
+        data=data,
+        model="detr/tiny",
+        batch_size=4,
+        epochs=6,
+        device="cpu",
+        ema=0.9,
+        eval_every=3,
+        save_every=0.0,
+        changes=SMALL,
     )
     draw, numbers = random.Random(int(seed)), SIGNALS[how]
-    os.waitpid(begin(request, Path(out) / "straight"), 0)
-    codes, longest, hits, ended = [], 0.0, 0, 0
-    while hits < int(times) or codes[-1] != 0:
-        pid = begin(request, Path(out) / f"hit-{ended}")
+    assert ended(begin(request, Path(out) / "straight")) == 0
+    codes: list[int] = []
+    longest = 0.0
+    while (hits := len(codes) - codes.count(0)) < int(times) or codes[-1] != 0:
+        run = Path(out) / f"hit-{codes.count(0)}"  # after one that is done another
+        pid = begin(request, run)
         if hits < int(times):
-            hits += 1
-            time.sleep(draw.uniform(0.05, 1.2))
-            os.kill(pid, numbers[hits % len(numbers)])
-        begun = time.monotonic()
-        _, status = os.waitpid(pid, 0)
-        codes.append(os.waitstatus_to_exitcode(status))
-        if codes[-1] == 0:
-            ended += 1  # the next one begins anew
+            code, took = hit(pid, numbers[hits % len(numbers)], run, draw)
+            longest = max(longest, took)
         else:
-            longest = max(longest, time.monotonic() - begun)
-        assert len(codes) < 10 * int(times) + 10, codes
-    print(json.dumps({"hits": hits, "codes": codes, "longest": longest}))
+            code = ended(pid)
+        codes.append(code)
+        assert code != 1, codes
+    print(json.dumps({"codes": codes, "longest": longest}))
 
 
 if __name__ == "__main__":

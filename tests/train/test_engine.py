@@ -15,6 +15,7 @@ from detrcli import runs
 from detrcli.errors import CheckpointError, DetrError, NonFiniteError, UsageError
 from detrcli.plugins import resolve
 from detrcli.train import estimate, guard, machine, run, state
+from detrcli.train import job as jobs
 from detrcli.train.ema import Average
 from detrcli.train.job import assemble
 from detrcli.train.plan import Request, make_plan
@@ -385,6 +386,13 @@ def test_threads_are_shared_with_ranks_and_workers(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     machine.choose_threads(workers=1)
     assert chosen == [3]
+
+
+@pytest.mark.parametrize("native", [True, False, None])
+def test_16_bits_that_only_cost_time_are_told(ask, monkeypatch, native):
+    monkeypatch.setattr(jobs, "bf16_in_hardware", lambda: native)
+    notes = assemble(make_plan(ask(amp="bf16"))).notes
+    assert any("emulates" in note for note in notes) == (native is False)
 
 
 def test_compiling_changes_nothing_but_time(ask, monkeypatch):

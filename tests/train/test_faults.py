@@ -52,31 +52,23 @@ def assert_all_same(folder):
         assert_same_run(folder / "straight", run)
 
 
-def test_killed_and_stopped_a_few_times_it_goes_on_as_if_nothing_had_happened(shapes, tmp_path):
-    told = forked("both", shapes, tmp_path, 2, 4, 120)
-    assert told["hits"] == 4
-    assert {-signal.SIGKILL, 143} & set(told["codes"])
-    assert_all_same(tmp_path)
+def test_killed_or_stopped_anywhere_it_goes_on_as_if_nothing_had_happened(shapes, tmp_path):
+    """SIGKILL and SIGTERM at random moments of thirty steps with a state after each: while computing, saving, scoring, starting.
 
-
-@pytest.mark.long
-def test_killed_anywhere_it_goes_on_as_if_nothing_had_happened(shapes, tmp_path):
-    """SIGKILL at random moments of thirty steps with a state after each: while computing, saving, scoring, starting.
-
-    KILLS=200 looks closer.
+    HITS=400 looks closer.
     """
-    times = int(os.environ.get("KILLS", "20"))
-    told = forked("kill", shapes, tmp_path, 0, times, 60 + 4 * times)
-    assert told["hits"] == times
-    assert told["codes"].count(-signal.SIGKILL) >= times // 2
+    times = int(os.environ.get("HITS", "20"))
+    codes = forked("both", shapes, tmp_path, 2, times, 120 + 4 * times)["codes"]
+    assert codes.count(-signal.SIGKILL) == times // 2
+    # before handlers stand, a signal ends it as any process
+    assert codes.count(143) + codes.count(-signal.SIGTERM) == times - times // 2
+    assert codes.count(143) >= times // 4
     assert_all_same(tmp_path)
 
 
 @pytest.mark.long
-def test_asked_to_stop_it_saves_at_once_and_goes_on_exactly(shapes, tmp_path):
+def test_asked_to_stop_it_ends_within_seconds(shapes, tmp_path):
     told = forked("stop", shapes, tmp_path, 1, 30, 240)
-    assert told["hits"] == 30
-    # before handlers stand, a signal ends it as any process
     assert set(told["codes"]) <= {143, -signal.SIGTERM, 0}
     assert told["codes"].count(143) >= 10
     assert told["longest"] < 5
@@ -445,7 +437,7 @@ def test_one_picture_no_validation_and_classes_without_objects(tmp_path, shapes)
     assert done.metrics == {}
     said = " ".join(told)
     assert "no validation split" in said
-    assert "1 training pictures do not fill a batch of 4" in said
+    assert "1 training picture does not fill a batch of 4" in said
     assert "of 4 classes have no training objects" in said
     assert "unseen" in said
     assert (tmp_path / "run" / "best.safetensors").exists()

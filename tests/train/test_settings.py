@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -146,3 +149,13 @@ def test_a_bare_family_is_the_row_that_its_weights_are_of(tmp_path):
     assert "name the row: --model one of lite_dino/h3l1-2x3" in asked.value.hint
     assert planned("lite_dino/h3l1-2x3", silent) == "lite_dino/h3l1-2x3"
     assert planned("deformable_detr", silent) == resolve("deformable_detr").name
+
+
+def test_how_threads_wait_is_set_before_torch_reads_it():
+    code = (
+        "import os, sys; from detrcli.cli import main, train;"
+        "train._request = lambda *a: sys.exit('torch' in sys.modules or os.environ['GOMP_SPINCOUNT'] != '1000');"
+        "sys.argv = ['detr', 'train', 'shapes']; main()"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)

@@ -14,6 +14,7 @@ from detrcli.weights import keymap
 from detrcli.weights.file import save
 from detrcli.weights.load import LoadReport, count_classes, load_state
 from detrcli.weights.metadata import Metadata
+from detrcli.weights.warm import told
 
 NAME = "detr/tiny"
 OLD = Categories((0, 1, 2), ("cat", "dog", "bird"))
@@ -96,6 +97,7 @@ def test_rows_of_classes_go_over_by_name_and_no_object_with_them():
     assert torch.equal(row[-1], donor.class_head.weight[-1])
     assert torch.equal(row[0], fresh[0])
     assert torch.equal(row[3], fresh[3])
+    assert "class_head.weight, class_head.bias; rows taken over: bird, cat, dog" in told(report)[1]
 
 
 def test_unknown_old_classes_give_a_fresh_head_and_an_old_body():

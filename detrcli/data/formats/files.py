@@ -47,6 +47,10 @@ class Files:
     def file(self, index: int, name: str) -> Path:
         return inside(self.root, name)
 
+    def stored(self, index: int, name: str) -> bytes:
+        """The picture as it came."""
+        return inside(self.root, name).read_bytes()
+
 
 def is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")

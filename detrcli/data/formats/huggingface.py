@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from detrcli.data.annotations import Builder, Dataset
 from detrcli.data.defects import Defects
+from detrcli.data.formats.files import size_of
 from detrcli.data.images import decode, open_image, read_image, shown_size
 from detrcli.errors import DataError, DetrError, ImageError
 from detrcli.types import Categories
@@ -25,12 +27,24 @@ class Rows:
     column: str
 
     def read(self, index: int, name: str, size: tuple[int, int]) -> Tensor:
-        value = self.table[index][self.column]
-        if isinstance(value, Mapping) and value.get("bytes"):
-            return decode(value["bytes"], size=size, name=name)
-        if isinstance(value, Mapping) and value.get("path"):
-            return read_image(value["path"], size=size)
+        data, path = self.place(index)
+        if data:
+            return decode(data, size=size, name=name)
+        if path:
+            return read_image(path, size=size)
         raise ImageError(f"{name}: row {index} holds no picture")
+
+    def stored(self, index: int, name: str) -> bytes:
+        """The picture as it came."""
+        data, path = self.place(index)
+        if data or path:
+            return data or Path(path).read_bytes()
+        raise ImageError(f"{name}: row {index} holds no picture")
+
+    def place(self, index: int) -> tuple[bytes, str]:
+        """A row has its picture, or the path of it, or neither."""
+        value = self.table[index][self.column] or {}
+        return value.get("bytes") or b"", value.get("path") or ""
 
     def file(self, index: int, name: str) -> None:
         """None: a row is no file."""
@@ -46,7 +60,10 @@ def open_hub(name: str) -> Mapping[str, Any]:
         found = datasets.load_dataset(name)
     except Exception as error:  # its loaders and the network fail in any way
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"hf:{name} cannot be loaded: {first[:300]}") from error
+        raise DataError(
+            f"hf:{name} cannot be loaded: {first[:300]}",
+            hint="is the name right, and the network there? What is not public needs a token: hf auth login",
+        ) from error
     return dict(found)
 
 
@@ -104,9 +121,11 @@ class _Reader:
     def _size(self, index: int, row: Mapping[str, Any]) -> tuple[int, int]:
         if row.get("height") and row.get("width"):
             return int(row["height"]), int(row["width"])
-        data = (self.table[index][self.picture] or {}).get("bytes")
+        data, path = Rows(self.table, self.picture).place(index)
+        if path and not data:
+            return size_of(Path(path))
         try:
-            return shown_size(open_image(data, f"row {index}")) if data else (0, 0)
+            return shown_size(open_image(data, f"row {index}"))
         except DetrError:
             return 0, 0
 
