@@ -46,7 +46,8 @@ def msda(
         return native("msda", value, flat(shapes), locations, weights)
     (value,) = lowered(value)
     if name == "reference" and whole.asked():
-        return whole.msda(value, flat(shapes), locations, weights)
+        answer: Tensor = whole.msda(value, flat(shapes), locations, weights)
+        return answer
     return msda_plain(value, shapes, locations, weights, SAMPLERS[name])
 
 
@@ -73,7 +74,8 @@ def msda_fused(
     (value,) = lowered(value)
     if name == "reference" and whole.asked():
         samples = fused_samples(shapes, reference, offsets, logits, working_dtype(value))
-        return whole.msda(without_padding(value, mask), flat(shapes), *samples)
+        answer: Tensor = whole.msda(without_padding(value, mask), flat(shapes), *samples)
+        return answer
     return msda_fused_plain(value, shapes, reference, offsets, logits, mask, SAMPLERS[name])
 
 
@@ -111,7 +113,8 @@ def kda(
         own = None if key is value else without_padding(key, mask)
         dtype = working_dtype(value)
         locations = sampling_locations(shapes, reference.to(dtype), offsets.to(dtype))
-        return whole.kda(query, own, without_padding(value, mask), flat(shapes), locations, scale)
+        answer: Tensor = whole.kda(query, own, without_padding(value, mask), flat(shapes), locations, scale)
+        return answer
     return kda_plain(query, key, value, shapes, reference, offsets, mask, scale, SAMPLERS[name])
 
 
