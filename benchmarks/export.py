@@ -1,10 +1,11 @@
 """Exported models: what it costs to make one, and how fast its runtime is beside eager, with and without native operators.
 
-    python benchmarks/export.py cost [--model M]       seconds and peak memory of `detr export --weights random`, in a process of its own
+    python benchmarks/export.py cost [--model M] [--threads T]
     python benchmarks/export.py latency [--model M] [-n N] [--height H --width W]
 
-One thread, random weights, one picture; ways take turns in one process, so that other load on the machine hits all of them. Figures are
-CPU seconds, the best of N. Eager is the model as `detr predict` runs it.
+`cost` is seconds and peak memory of `detr export --weights random`, verification and all, in a process of its own. `latency` is one thread,
+random weights, one picture; ways take turns in one process, so that other load on the machine hits all of them. Figures are CPU
+seconds, the best of N. Eager is the model as `detr predict` runs it.
 """
 
 from __future__ import annotations
@@ -23,25 +24,28 @@ from pathlib import Path
 from typing import Any
 
 
-def cost(model: str) -> dict[str, Any]:
+def cost(model: str, count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out, before = Path(folder) / "model.onnx", time.monotonic()
         command = [sys.executable, "-m", "detrcli", "export", "--model", model, "--weights", "random"]
         command += ["--out", str(out), "--json"]
-        done = subprocess.run(
-            command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=threads(count))
         wall = time.monotonic() - before
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         found = json.loads(done.stdout)
         return {
             "model": model,
+            "threads": count,
             "wall_s": round(wall, 1),
             "cpu_s": round(used.ru_utime + used.ru_stime, 1),
             "peak_mb": used.ru_maxrss // 1024,
             "file_mb": round(out.stat().st_size / 1e6, 1),
             "largest_difference": found["verification"]["largest"],
         }
+
+
+def threads(count: int) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": str(count)}
 
 
 def latency(name: str, count: int, size: tuple[int, int]) -> dict[str, Any]:
@@ -105,12 +109,13 @@ def main() -> None:
     )
     parser.add_argument("what", choices=["cost", "latency"])
     parser.add_argument("--model", default="deformable_detr/r50-two-stage")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-n", type=int, default=3)
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--width", type=int, default=1066)
     given = parser.parse_args()
     if given.what == "cost":
-        print(json.dumps(cost(given.model), indent=1))
+        print(json.dumps(cost(given.model, given.threads), indent=1))
     else:
         print(json.dumps(latency(given.model, given.n, (given.height, given.width)), indent=1))
 

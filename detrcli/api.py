@@ -60,7 +60,7 @@ def export(
     *,
     weights: str | os.PathLike[str] | None = None,
     format: Format | None = None,
-    dynamic: Sequence[Axis] = ("batch", "size"),
+    dynamic: Sequence[Axis] | None = None,
     size: tuple[int, int] | None = None,
     half: bool = False,
     postprocess: bool = False,
@@ -74,19 +74,19 @@ def export(
 ) -> Exported:
     """Write a model as a file for other programs (`.file`), proven to answer the same (`.report`); see docs/export.md.
 
-    `weights` may be "random". `format` is onnx, pt2 or openvino, by default what `out` ends in; `size` is (height, width);
-    `settings` are of the model's configuration. With `data` the AP on its first `limit` images is compared too.
+    `weights` may be "random". `format` is onnx, pt2 or openvino, by default what `out` ends in; `size` is (height, width)
+    of all pictures, `dynamic` what may vary, by default all that `size` does not fix. `settings` are of the model's configuration. With `data` the AP on its first `limit` images is compared too.
     """
     from pathlib import Path
 
-    from detrcli.export.plan import Request, check_place, check_software, format_of, suffix_of
+    from detrcli.export.plan import Request, check_place, check_software, dynamic_for, format_of, suffix_of
     from detrcli.plugins import resolve
     from detrcli.weights.resolve import choose
 
     out = None if out is None else Path(out)
     request = Request(
         format=format or format_of(out),
-        dynamic=tuple(dynamic),
+        dynamic=dynamic_for(size) if dynamic is None else tuple(dynamic),
         size=size,
         half=half,
         postprocess=postprocess,

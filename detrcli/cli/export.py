@@ -30,10 +30,13 @@ def export(
         typer.Option(help="What kind of file [default: what --out says, else onnx]."),
     ] = None,
     dynamic: Annotated[
-        str, typer.Option(help="What may vary from run to run: batch,size, one of them, or none.")
-    ] = "batch,size",
+        str | None,
+        typer.Option(
+            help="What may vary from run to run: batch,size, one of them, or none [default: what --size leaves]."
+        ),
+    ] = None,
     size: Annotated[
-        str | None, typer.Option(help="HEIGHTxWIDTH of the pictures, where the size is not dynamic.")
+        str | None, typer.Option(help="HEIGHTxWIDTH of all pictures [default: any size].")
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Weights and arithmetic in 16 bits.")] = False,
     with_postprocess: Annotated[

@@ -4,7 +4,7 @@
                                                              post-processing reads (d2etr: iou, centerness)
     with post-processing                                 ->  scores (B, N), labels (B, N), boxes (B, N, 4) xyxy, best first
 
-Boxes are parts of the picture without its padding. Deformable attention is traced in plain torch, never as our own operator.
+Boxes are parts of the picture without its padding. A pt2 holds deformable attention in plain torch, never as our own operator.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from detrcli import ops
 from detrcli.errors import ModelError
 from detrcli.export.plan import Request
 from detrcli.nn.speed import fold_frozen_norms
+from detrcli.ops import whole
 from detrcli.plugins.contract import Preprocess
 from detrcli.types import Detections, Output
 
@@ -75,11 +76,19 @@ def trace(graph: Graph, request: Request, preprocess: Preprocess) -> ExportedPro
     batch = Dim.DYNAMIC if "batch" in request.dynamic else Dim.STATIC
     side = Dim.DYNAMIC if "size" in request.dynamic else Dim.STATIC
     shapes = {"images": {0: batch, 2: side, 3: side}, "mask": {0: batch, 1: side, 2: side}}
-    with torch.no_grad(), ops.use(FORMS[request.msda]), watched(graph) as path:
+    with torch.no_grad(), attention(request), watched(graph) as path:
         try:
             return torch.export.export(graph, (images, mask), dynamic_shapes=shapes, strict=False)
         except Exception as error:  # torch has many kinds for what a model does that no graph can
             raise _cannot_trace(error, path) from error
+
+
+@contextmanager
+def attention(request: Request) -> Iterator[None]:
+    """How deformable attention is traced: for ONNX as one operator, that the writer spells out, unless indexing is asked for."""
+    spelled_out = request.format != "pt2" and request.msda == "gridsample"
+    with ops.use(FORMS[request.msda]), whole.use() if spelled_out else nullcontext():
+        yield
 
 
 def example(request: Request, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
@@ -105,20 +114,21 @@ def samples_have_shapes() -> Iterator[None]:
     That is most of the time that deformable models take to trace, to write, and to load again as a pt2.
     """
     try:
-        from torch._subclasses.fake_impls import _deregister_op_impl, register_op_impl
+        from torch._subclasses.fake_impls import FAST_OP_IMPLEMENTATIONS, register_fast_op_impl
     except ImportError:  # a private door of torch; behind another one all is the same, and slower
         yield
         return
     sampler = torch.ops.aten.grid_sampler_2d.default
 
-    def answer(mode: Any, operator: Any, image: Tensor, grid: Tensor, *options: Any) -> Tensor:
-        return image.new_empty((*image.shape[:2], *grid.shape[1:3]))
+    def answer(mode: Any, image: Tensor, grid: Tensor, *options: Any) -> Tensor:
+        with mode:
+            return image.new_empty((*image.shape[:2], *grid.shape[1:3]))
 
-    register_op_impl(sampler)(answer)
+    register_fast_op_impl(sampler)(answer)
     try:
         yield
     finally:
-        _deregister_op_impl(sampler)
+        FAST_OP_IMPLEMENTATIONS.pop(sampler, None)
 
 
 @contextmanager

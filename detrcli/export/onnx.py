@@ -16,6 +16,7 @@ import torch
 from torch.export import ExportedProgram
 
 from detrcli.errors import ModelError
+from detrcli.export import attention
 from detrcli.export.description import KEY, Description
 from detrcli.export.graph import module_of
 
@@ -70,7 +71,8 @@ def translations() -> dict[Any, Callable[..., Any]]:
         size = op.Shape(x, start=dim, end=dim + 1 if dim != -1 else None)
         return op.TopK(x, size, axis=dim, largest=int(descending), sorted=1)
 
-    return {torch.ops.aten.sort.stable: sort, torch.ops.aten._adaptive_avg_pool2d.default: pooling(op)}
+    forms = {torch.ops.aten.sort.stable: sort, torch.ops.aten._adaptive_avg_pool2d.default: pooling(op)}
+    return forms | attention.translations(op)
 
 
 def pooling(op: Any) -> Callable[..., Any]:

@@ -42,14 +42,26 @@ class Request:
                 "a file for pictures of one size needs that size",
                 hint="add --size HEIGHTxWIDTH, for example --size 800x1216",
             )
+        if "size" in self.dynamic and self.size is not None:
+            raise UsageError(
+                "pictures are of one size or of any, not both",
+                hint="leave size out of --dynamic, or leave --size out",
+            )
         if self.size is not None and min(self.size) < LEAST:
             raise UsageError(
                 f"pictures of {self.size[0]}x{self.size[1]} are too small", hint=f"at least {LEAST} a side"
             )
 
 
-def parse_dynamic(text: str) -> tuple[Axis, ...]:
-    """`batch,size` as axes; `none` for a file without any."""
+def dynamic_for(size: tuple[int, int] | None) -> tuple[Axis, ...]:
+    """The axes that vary where nobody says: all that are not fixed."""
+    return ("batch", "size") if size is None else ("batch",)
+
+
+def parse_dynamic(text: str | None) -> tuple[Axis, ...] | None:
+    """`batch,size` as axes; `none` for a file without any; None where nobody says."""
+    if text is None:
+        return None
     words = [word.strip().lower() for word in text.split(",") if word.strip()]
     return () if words == ["none"] else cast(tuple[Axis, ...], tuple(words))
 

@@ -23,7 +23,7 @@ from detrcli.config import assign, to_plain
 from detrcli.data.annotations import Dataset
 from detrcli.data.coco_classes import classes_for
 from detrcli.errors import DetrError, VerificationError
-from detrcli.evaluate.run import evaluate
+from detrcli.evaluate.run import evaluate, match_categories
 from detrcli.export import onnx, openvino, program
 from detrcli.export import verify as verification
 from detrcli.export.description import Description
@@ -126,6 +126,8 @@ def export(
     """
     check_software(request.format)
     check_place(out, request.format)
+    if data is not None:
+        match_categories(subject.categories, data.categories)  # an error before minutes of work
     after = partial(subject.model.family.postprocess, subject.model.config)
     described = describe(subject, request)
     tell("tracing the model")

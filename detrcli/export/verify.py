@@ -4,10 +4,11 @@ Batches of one, two and five pictures of several sizes, padded and not (see `pic
 number must agree within `TOLERANCES`, and every detection of the model must be one of the file's. A half file has another
 arithmetic: its detections must agree (`HALF`), and half of all answers closely.
 
-A two-stage model chooses its queries; where two of them are as good, rounding decides. Which comes first does not matter:
-queries are a set, and are compared as one. Where the choice changes the answer, the model itself answers quite differently
-when its pictures change in the sixth digit; of several hundred queries two nearly always are as good. There the file must be
-as like the model as the model is like itself: half of all numbers within `TOLERANCES`, and as many of the detections.
+Some models decide: a two-stage model which tokens become queries, Dynamic DETR in which level a box is looked at. Where two
+choices are as good, rounding decides. Which query comes first does not matter: queries are a set, and are compared as one.
+Where the choice changes the answer, the model itself answers quite differently when its pictures change in the sixth digit;
+of several hundred queries two nearly always are as good. There the file must be as like the model as the model is like
+itself: half of all numbers within `TOLERANCES`, and as many of the detections.
 """
 
 from __future__ import annotations

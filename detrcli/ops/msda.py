@@ -20,9 +20,8 @@ Shapes = Sequence[tuple[int, int]]
 Sampler = Callable[[Tensor, Tensor], Tensor]
 """(level (N, D, H, W), places (N, P, Q, 2) in [0, 1]) -> (N, D, P, Q), zeros outside."""
 
-FAR_OUTSIDE = (
-    -2.0
-)  # outside any level, even one pixel wide; so is all that lies further from the middle than 2
+# outside any level, even one pixel wide; so is all that lies further from the middle than 2
+FAR_OUTSIDE = -2.0
 
 
 def working_dtype(value: Tensor) -> torch.dtype:
@@ -136,10 +135,16 @@ def msda_fused_plain(
     sampler: Sampler = sample_grid,
 ) -> Tensor:
     """`msda_plain` from what the layers predict; see `detrcli.ops.msda_fused`."""
-    dtype = working_dtype(value)
+    samples = fused_samples(shapes, reference, offsets, logits, working_dtype(value))
+    return msda_plain(without_padding(value, mask), shapes, *samples, sampler)
+
+
+def fused_samples(
+    shapes: Shapes, reference: Tensor, offsets: Tensor, logits: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Where the queries of `msda_fused` look, (B, Q, M, L, P, 2), and with which weight, (B, Q, M, L, P)."""
     locations = sampling_locations(shapes, reference.to(dtype), offsets.to(dtype))
-    weights = logits.to(dtype).softmax(dim=-1).reshape(offsets.shape[:5])
-    return msda_plain(without_padding(value, mask), shapes, locations, weights, sampler)
+    return locations, logits.to(dtype).softmax(dim=-1).reshape(offsets.shape[:5])
 
 
 def without_padding(rows: Tensor, mask: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ from detrcli.export import plan
 from detrcli.export import run as running
 from detrcli.export.description import Description
 from detrcli.export.graph import Graph, trace
-from detrcli.export.plan import Request, parse_dynamic, parse_size
+from detrcli.export.plan import Request, dynamic_for, parse_dynamic, parse_size
 from detrcli.plugins.contract import Preprocess
 from detrcli.types import Categories, Output
 from tests.cli.run import detr
@@ -38,7 +38,8 @@ def weights(tmp_path):
     [
         (("--dynamic", "batch,depth"), "unknown dynamic axis 'depth'"),
         (("--dynamic", "batch"), "needs that size"),
-        (("--dynamic", "none", "--size", "8x8"), "too small"),
+        (("--dynamic", "batch,size", "--size", "64x64"), "of one size or of any"),
+        (("--size", "8x8"), "too small"),
         (("--size", "big"), "HEIGHTxWIDTH"),
         (("--out", "model.engine"), "what kind of file"),
         (("--out", "model.pt2", "--format", "onnx"), "ends in .onnx"),
@@ -58,6 +59,7 @@ def test_sizes_and_axes_are_read():
     assert parse_size(None) is None
     assert parse_dynamic(" Batch, size ") == ("batch", "size")
     assert parse_dynamic("none") == ()
+    assert dynamic_for(parse_size("640")) == ("batch",)
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])

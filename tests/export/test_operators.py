@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from detrcli import ops
 from detrcli.export import onnx as onnx_file
 from detrcli.export.description import Description
 from detrcli.export.graph import Graph, trace
@@ -46,3 +47,54 @@ def test_adaptive_pooling_follows_the_size():
             wanted = model(images, mask).logits
         [found] = session.run(["logits"], {"images": images.numpy(), "mask": mask.numpy()})
         torch.testing.assert_close(torch.from_numpy(found), wanted)
+
+
+HEADS, DEPTH, LEVELS, POINTS, QUERIES = 2, 4, 3, 3, 5
+
+
+class Attends(nn.Module):
+    """A detector that looks at three levels in all ways there are: with given weights, with keys of its own, with shared ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, HEADS * DEPTH, 4, 4)
+        self.offsets = nn.Parameter(2 * torch.randn(1, QUERIES, HEADS, LEVELS, POINTS, 2))
+        self.logits = nn.Parameter(torch.randn(1, QUERIES, HEADS, LEVELS * POINTS))
+        self.reference = nn.Parameter(torch.rand(1, QUERIES, LEVELS, 4))
+
+    def forward(self, images, mask):
+        maps = [nn.functional.avg_pool2d(self.conv(images), size) for size in (1, 2, 3)]
+        shapes = [(x.shape[2], x.shape[3]) for x in maps]
+        rows = torch.cat([x.flatten(2).mT for x in maps], 1).unflatten(2, (HEADS, DEPTH))
+        padding = rows[..., 0, 0] > 0.3
+        reference, offsets, logits = (
+            x.expand(images.shape[0], *[-1] * (x.ndim - 1))
+            for x in (self.reference, self.offsets, self.logits)
+        )
+        query = rows[:, :QUERIES]
+        found = ops.msda_fused(rows, shapes, reference, offsets, logits, padding)
+        shared = ops.kda(query, rows, rows, shapes, reference, offsets, padding)
+        keys = ops.kda(query, rows.flip(3), rows, shapes, reference, offsets, padding)
+        return Output(torch.cat((found, shared), 2), keys[..., :4])
+
+
+def test_deformable_attention_is_written_in_standard_operators():
+    torch.manual_seed(0)
+    model, request = Attends().eval(), Request(format="onnx")
+    program = trace(Graph(model, request, PICTURES, lambda output, sizes: []), request, PICTURES)
+    about = Description(
+        model="a/b", config={}, categories=Categories((), ()), preprocess=PICTURES, format="onnx"
+    )
+    file = onnx_file.convert(program, about)
+    assert {node.domain for node in file.graph.node} == {""}
+    session = onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
+    for batch, height, width in ((2, 64, 96), (1, 50, 111)):
+        images, mask = (
+            torch.randn(batch, 3, height, width),
+            torch.zeros(batch, height, width, dtype=torch.bool),
+        )
+        with torch.no_grad(), ops.use("reference"):
+            wanted = model(images, mask)
+        found = session.run(["logits", "boxes"], {"images": images.numpy(), "mask": mask.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found[0]), wanted.logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(torch.from_numpy(found[1]), wanted.boxes, rtol=0, atol=1e-5)

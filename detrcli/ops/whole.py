@@ -1,0 +1,71 @@
+"""Deformable attention as one operator of torch, for exporters that write it out themselves (`detrcli.export.attention`).
+
+In plain torch it is some eighty operators a layer. An exporter computes the shapes of each several times, of sizes that are
+symbols; that was most of its time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from detrcli.ops.kda import kda_sampled
+from detrcli.ops.msda import Shapes, msda_plain
+
+_asked = False
+
+
+@contextmanager
+def use() -> Iterator[None]:
+    """Inside the block attention in plain torch is one operator, for the whole process."""
+    global _asked
+    before, _asked = _asked, True
+    try:
+        yield
+    finally:
+        _asked = before
+
+
+def asked() -> bool:
+    return _asked
+
+
+def pairs(sizes: Sequence[int]) -> Shapes:
+    return list(zip(sizes[::2], sizes[1::2], strict=True))
+
+
+@torch.library.custom_op(
+    "detrcli::msda",
+    mutates_args=(),
+    schema="(Tensor value, SymInt[] sizes, Tensor locations, Tensor weights) -> Tensor",
+)
+def msda(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    """`msda_plain`; sizes: height and width of each level, one after the other."""
+    return msda_plain(value, pairs(sizes), locations, weights)
+
+
+@torch.library.custom_op(
+    "detrcli::kda",
+    mutates_args=(),
+    schema="(Tensor query, Tensor? key, Tensor value, SymInt[] sizes, Tensor locations, float scale) -> Tensor",
+)
+def kda(
+    query: Tensor, key: Tensor | None, value: Tensor, sizes: Sequence[int], locations: Tensor, scale: float
+) -> Tensor:
+    """`kda_sampled`; key None: the values."""
+    return kda_sampled(query, value if key is None else key, value, pairs(sizes), locations, scale)
+
+
+@msda.register_fake
+def _(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    return value.new_empty((*locations.shape[:2], value.shape[2] * value.shape[3]))
+
+
+@kda.register_fake
+def _(
+    query: Tensor, key: Tensor | None, value: Tensor, sizes: Sequence[int], locations: Tensor, scale: float
+) -> Tensor:
+    return value.new_empty((*query.shape[:2], value.shape[2] * value.shape[3]))
