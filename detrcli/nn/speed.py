@@ -58,7 +58,7 @@ def fastest(model: nn.Module) -> nn.Module:
         fold_frozen_norms(model)
     if "layout" in chosen:
         order_channels_last(model)
-    if "onednn" in chosen and torch.backends.mkldnn.is_available():
+    if "onednn" in chosen and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         ask_onednn(model)
     return model
 
@@ -127,6 +127,6 @@ def describe() -> dict[str, str]:
     states: dict[str, str] = {lever: "on" if lever in chosen else "off (DETR_FAST)" for lever in LEVERS}
     if "allocator" in chosen and platform.libc_ver()[0] != "glibc":
         states["allocator"] = "off (needs glibc)"
-    if "onednn" in chosen and not torch.backends.mkldnn.is_available():
+    if "onednn" in chosen and not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         states["onednn"] = "off (not in this torch)"
     return states

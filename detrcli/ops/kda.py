@@ -65,4 +65,5 @@ def key_aware_weights(query: Tensor, keys: Sequence[Tensor | None], points: int)
     logits = [outside if sampled is None else (asked * sampled).sum(dim=1) for sampled in keys]
     if not logits:
         return ()
-    return torch.cat(logits, dim=1).softmax(dim=1).unflatten(1, (len(keys), points)).unbind(1)
+    weights = torch.cat(logits, dim=1).softmax(dim=1)
+    return weights.view(asked.shape[0], len(keys), points, asked.shape[3]).unbind(1)

@@ -65,7 +65,7 @@ def sample_gather(level: Tensor, places: Tensor) -> Tensor:
         x, y = corner[..., 0].long() + dx, corner[..., 1].long() + dy
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
         index = torch.where(inside, y * width + x, 0).flatten(1)[:, None].expand(-1, depth, -1)
-        pixels = table.gather(2, index).unflatten(2, places.shape[1:3])
+        pixels = table.gather(2, index).view(-1, depth, *places.shape[1:3])
         x_share = fraction[..., 0] if dx else 1 - fraction[..., 0]
         y_share = fraction[..., 1] if dy else 1 - fraction[..., 1]
         # where, not a zero weight: a NaN in the pixel that stands in for "outside" must not leak
@@ -83,9 +83,9 @@ def sample_levels(value: Tensor, shapes: Shapes, locations: Tensor, sampler: Sam
     near = (locations.detach() - 0.5).abs() < 2  # not so for NaN
     places = torch.where(near, locations, FAR_OUTSIDE).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)
     rows = value.permute(0, 2, 3, 1).flatten(0, 1)  # (N, D, S)
-    levels = rows.split([height * width for height, width in shapes], dim=2)
+    levels = torch.split(rows, [height * width for height, width in shapes], dim=2)
     return [
-        sampler(level.unflatten(2, shape), places[i]) if shape[0] * shape[1] else None
+        sampler(level.view(*level.shape[:2], *shape), places[i]) if shape[0] * shape[1] else None
         for i, (level, shape) in enumerate(zip(levels, shapes, strict=True))
     ]
 
@@ -101,7 +101,7 @@ def weighted_sum(
             # point by point: the product of a whole level is too large for the cache, and for memory kept at hand
             for at_point, share in zip(sampled.unbind(2), shares.unbind(1), strict=True):
                 answer = torch.addcmul(answer, at_point, share[:, None])
-    return answer.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)
+    return answer.view(batch, heads, depth, queries).permute(0, 3, 1, 2).flatten(2)
 
 
 def poison(locations: Tensor) -> Tensor:
