@@ -82,7 +82,12 @@ def train(
         bool, typer.Option("--deterministic", help="The same bits on a GPU, too; refuses what cannot.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures, for each device.")] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Processes that read pictures, for each device [default: 0, on a GPU up to 8]."
+        ),
+    ] = None,
     group_by_aspect: Annotated[
         bool, typer.Option("--group-by-aspect", help="Keep wide and tall pictures apart: less padding.")
     ] = False,

@@ -50,6 +50,14 @@ def choose_threads(workers: int) -> int:
     return torch.get_num_threads()
 
 
+def readers(device: str) -> int:
+    """Processes that read pictures for a device, unless the user says: a GPU's share of the processors, at most eight; none for
+    a CPU, whose processors the model needs."""
+    if not device.startswith("cuda"):
+        return 0
+    return min(8, processors() // max(1, torch.cuda.device_count()))
+
+
 def peak_bytes(device: str) -> int:
     """The most memory that was held at once: of a GPU by this process, else by the process itself; 0 if unknown."""
     if device.startswith("cuda"):

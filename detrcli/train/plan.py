@@ -14,6 +14,7 @@ from detrcli.config import assign, from_plain, settings, to_plain
 from detrcli.errors import UsageError
 from detrcli.nn.inference import choose_device
 from detrcli.plugins import Recipe, resolve
+from detrcli.train.machine import readers
 from detrcli.weights.resolve import starting_from
 
 Amp = Literal["off", "bf16", "fp16"]
@@ -140,6 +141,7 @@ def make_plan(request: Request) -> Plan:
         recipe=choose_recipe(model.variant.recipes, epochs),
         device=device,
         amp="bf16" if device.startswith("cuda") else "off",
+        workers=readers(device),
     )
     return changed(plan, request)
 

@@ -388,6 +388,15 @@ def test_threads_are_shared_with_ranks_and_workers(monkeypatch):
     assert chosen == [3]
 
 
+def test_a_gpu_gets_its_share_of_processes_that_read(monkeypatch):
+    monkeypatch.setattr(machine, "processors", lambda: 12)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert machine.readers("cuda:1") == 3
+    assert machine.readers("cpu") == 0
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert machine.readers("cuda") == 8
+
+
 @pytest.mark.parametrize("native", [True, False, None])
 def test_16_bits_that_only_cost_time_are_told(ask, monkeypatch, native):
     monkeypatch.setattr(jobs, "bf16_in_hardware", lambda: native)
