@@ -147,7 +147,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.counts.macs[part, name] += call.macs
         self.counts.moved[part] += call.moved
         if func._overloadpacket is torch.ops.aten.grid_sampler_2d:
-            self.counts.queries[part] = max(self.counts.queries.get(part, 0), args[1].shape[1])
+            queries = args[1].shape[2]  # of places (N, P, Q, 2)
+            self.counts.queries[part] = max(self.counts.queries.get(part, 0), queries)
         answer = call.answer()
         for tensor in answer if isinstance(answer, tuple) else (answer,):
             self._track(tensor)
