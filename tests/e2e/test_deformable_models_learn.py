@@ -14,8 +14,8 @@ from detrcli.train.run import train
     [
         ("deformable_detr", 0.45),
         ("lite_deformable", 0.45),
-        pytest.param("lite_dino", 0.55, marks=pytest.mark.long),
-        pytest.param("dino", 0.55, marks=pytest.mark.long),
+        ("lite_dino", 0.55),
+        ("dino", 0.55),
     ],
 )
 def test_tiny_learns_shapes(tmp_path, model, ap50):
