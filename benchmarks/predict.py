@@ -4,8 +4,8 @@
     python benchmarks/predict.py throughput [--model M] [-n N]  needs: pip install 'detrcli[parity]'
     python benchmarks/predict.py memory [-n 2000]
 
-One thread, random weights, pictures of 640 x 480 as the model's recipe scales them (800 x 1066). Ways take turns picture by picture in
-one process, so that other load on the machine hits both; figures are CPU seconds.
+One thread, random weights, pictures of 640 x 480 as the model's recipe scales them (800 x 1066); figures are CPU seconds. Every way of
+predicting has a process of its own: one that keeps its freed memory would lend it to the others.
 """
 
 from __future__ import annotations
@@ -18,10 +18,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+ALONE = {"OMP_NUM_THREADS": "1"}
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**26)}
+# a way of predicting: its environment; freed memory is kept as our allocator lever does it
+WAYS: dict[str, dict[str, str]] = {
+    "transformers": {},
+    "transformers, kept memory": KEPT,
+    "detrcli": {},
+    "detrcli --amp": {},
+}
 
 BASELINE = """
 import torch
@@ -102,41 +111,49 @@ def first(model: str, repeats: int) -> dict[str, Any]:
 
 def cpu_of(command: list[str]) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    subprocess.run(command, check=True, env=os.environ | ALONE)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2)
 
 
-@contextmanager
-def timed(seconds: list[float]) -> Iterator[None]:
-    started = time.process_time()
-    yield
-    seconds.append(time.process_time() - started)
-
-
 def throughput(model: str, count: int) -> dict[str, Any]:
-    import torch
-
-    torch.set_num_threads(1)
+    """Seconds a picture of each way, in a process of its own, and how many times as fast as the pipeline as it comes we are."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        names = pictures(folder, count + 1)
-        theirs, hub = transformers_pipeline(model, folder)
-        ways: dict[str, Callable[[str], Any]] = {"transformers": theirs}
-        ways |= {precision: ours(model, hub, precision == "bf16") for precision in ("fp32", "bf16")}
-        seconds: dict[str, list[float]] = {way: [] for way in ways}
-        for picture in names:
-            for way, run in ways.items():
-                with timed(seconds[way]):
-                    run(picture)
-    best = {way: min(times[1:]) for way, times in seconds.items()}
-    result: dict[str, Any] = {"model": model, **{f"{way}_s": round(value, 3) for way, value in best.items()}}
-    for way in ("fp32", "bf16"):
-        result[f"{way}_faster"] = round(best["transformers"] / best[way], 2)
-    return result
+        save_pipeline(model, folder / "hub")
+        seconds = {way: one_way(way, model, folder, count) for way in WAYS}
+    fastest = {f"{way} faster": round(seconds["transformers"] / s, 2) for way, s in seconds.items()}
+    return {"model": model, "seconds": seconds} | {
+        name: ratio for name, ratio in fastest.items() if name.startswith("detrcli")
+    }
 
 
-def transformers_pipeline(model: str, folder: Path) -> tuple[Callable[[str], Any], Path]:
+def one_way(way: str, model: str, folder: Path, count: int) -> float:
+    command = [sys.executable, __file__, "throughput", "--model", model, "-n", str(count)]
+    command += ["--way", way, "--folder", str(folder)]
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | ALONE | WAYS[way]
+    )
+    return float(done.stdout.splitlines()[-1])
+
+
+def measure(way: str, model: str, folder: Path, count: int) -> float:
+    """The best CPU seconds of a picture in this process, after one to warm up."""
+    names = pictures(folder, count + 1)
+    if way.startswith("transformers"):
+        run = transformers_pipeline(model, folder / "hub")
+    else:
+        run = ours(model, folder / "hub", amp=way.endswith("--amp"))
+    taken = []
+    for picture in names:
+        started = time.process_time()
+        run(picture)
+        taken.append(time.process_time() - started)
+    return round(min(taken[1:]), 3)
+
+
+def save_pipeline(model: str, folder: Path) -> None:
+    """A network of transformers with random weights, as it saves itself."""
     import torch
     import transformers as hf
 
@@ -146,19 +163,26 @@ def transformers_pipeline(model: str, folder: Path) -> tuple[Callable[[str], Any
     network: Any
     if model.startswith("detr"):
         network = hf.DetrForObjectDetection(hf.DetrConfig(num_labels=91, **backbone))
-        processor: Any = hf.DetrImageProcessor()
     else:
         options = {"two_stage": True, "with_box_refine": True}
         network = hf.DeformableDetrForObjectDetection(
             hf.DeformableDetrConfig(num_labels=91, **options, **backbone)
         )
-        processor = hf.DeformableDetrImageProcessor()
-    network.save_pretrained(folder / "hub")
-    pipe: Any = hf.pipeline("object-detection", model=network.eval(), image_processor=processor, device="cpu")
-    return lambda picture: pipe(picture, threshold=0.0), folder / "hub"
+    network.save_pretrained(folder)
 
 
-def ours(model: str, hub: Path, amp: bool) -> Callable[[str], Any]:
+def transformers_pipeline(model: str, folder: Path) -> Callable[[str], Any]:
+    import transformers as hf
+
+    hf.logging.set_verbosity_error()
+    name = "Detr" if model.startswith("detr") else "DeformableDetr"
+    network = getattr(hf, f"{name}ForObjectDetection").from_pretrained(folder).eval()
+    processor = getattr(hf, f"{name}ImageProcessor")()
+    pipe: Any = hf.pipeline("object-detection", model=network, image_processor=processor, device="cpu")
+    return lambda picture: pipe(picture, threshold=0.0)
+
+
+def ours(model: str, hub: Path, *, amp: bool) -> Callable[[str], Any]:
     import detrcli
 
     predictor = detrcli.load(model, weights=hub / "model.safetensors", device="cpu")
@@ -188,7 +212,12 @@ def main() -> None:
     parser.add_argument("what", choices=("first", "throughput", "memory"))
     parser.add_argument("--model", default="detr/r50")
     parser.add_argument("-n", type=int)
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.way:
+        print(measure(given.way, given.model, given.folder, given.n))
+        return
     if given.what == "first":
         print(json.dumps(first(given.model, given.n or 3)))
     elif given.what == "throughput":
