@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import detrcli
+from detrcli import ops
 from detrcli.errors import ModelError
+from detrcli.export.run import shake
 from detrcli.nn.inference import infer
 from tests.export.conftest import weights_of
 
@@ -103,6 +105,21 @@ def test_half_precision_halves_the_file_and_keeps_the_detections(make):
     assert half.description.precision == "float16"
     assert half.report is not None
     assert half.report.largest["boxes"] <= 0.005
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model", detrcli.list_models("*/tiny"))
+def test_every_model_computes_in_16_bits(model):
+    """What an export with half needs: no operator is given two types, and boxes stay exact."""
+    torch.manual_seed(0)
+    whole = detrcli.create_model(model).eval()
+    shake(whole)
+    images, mask = batch()
+    with ops.use("reference"):
+        expected, found = whole(images, mask), whole.half()(images.half(), mask)
+    assert found.logits.dtype == torch.float16
+    assert (found.logits.sigmoid() - expected.logits.sigmoid()).abs().median() < 0.01
+    assert (found.boxes.float() - expected.boxes).abs().median() < 0.01
 
 
 def test_what_openvino_does_not_read_is_said(tmp_path):

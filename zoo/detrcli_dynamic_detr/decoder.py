@@ -36,7 +36,7 @@ class DynamicFilters(nn.Module):
     def forward(self, query: Tensor, features: Tensor) -> Tensor:
         """query (..., C), features (..., bins, C) -> (..., C)."""
         filters = self.generate(query).chunk(len(self.shapes), -1)
-        x = features
+        x = features.to(filters[0].dtype)  # pooled in float32
         for weight, shape, norm in zip(filters, self.shapes, self.norms, strict=True):
             x = norm(x @ weight.unflatten(-1, shape)).relu()
         out: Tensor = self.output_norm(self.output(x.flatten(-2))).relu()

@@ -71,7 +71,7 @@ class ModulatedConv(nn.Module):
 
     def forward(self, x: Tensor, sampling: Sampling) -> Tensor:
         answer = deform_conv2d(x, *sampling, self.weight, self.bias, stride=self.stride, form=self.form)
-        out: Tensor = self.norm(answer)
+        out: Tensor = self.norm(answer.to(self.weight.dtype))  # summed in float32
         return out
 
 

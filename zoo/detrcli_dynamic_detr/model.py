@@ -77,7 +77,9 @@ class DynamicDetr(nn.Module):
     def _decode(self, maps: list[Tensor], sizes: Tensor) -> list[Output]:
         canvas = draw(maps)
         query = self.query_embed.weight.expand(sizes.shape[0], -1, -1)
-        boxes = self.box_embed.weight.expand(sizes.shape[0], -1, -1)
+        start = self.box_embed.weight
+        exact = torch.promote_types(start.dtype, torch.float32)  # geometry is never computed in less
+        boxes = start.to(exact).expand(sizes.shape[0], -1, -1)
         answers = []
         for layer, class_head, box_head in zip(self.decoder, self.class_heads, self.box_heads, strict=True):
             query = layer(query, self.pool(canvas, boxes, sizes))

@@ -117,7 +117,7 @@ class Decoder(nn.Module):
         before, embeddings, reported = boxes, [], []
         for layer in self.layers:
             reference = in_levels(boxes, tokens.ratios)
-            position = self.position(reference[:, :, 0]).to(x.dtype)
+            position = self.position(reference[:, :, 0], x.dtype)
             x = layer(x, position, reference, memory, tokens.shapes, tokens.mask, hidden)
             embeddings.append(self.norm(x))
             reported.append(move_boxes(box_head(embeddings[-1]), before, EPS))
@@ -125,11 +125,12 @@ class Decoder(nn.Module):
             boxes = before.detach()
         return torch.stack(embeddings), torch.stack(reported)
 
-    def position(self, boxes: Tensor) -> Tensor:
-        """boxes (B, Q, 4) in the finest level -> (B, Q, C)."""
+    def position(self, boxes: Tensor, dtype: torch.dtype) -> Tensor:
+        """boxes (B, Q, 4) in the finest level -> (B, Q, C) in `dtype`."""
         y_first = torch.cat((boxes[..., 1:2], boxes[..., :1], boxes[..., 2:]), -1)
-        encoded: Tensor = self.ref_point_head(sine_boxes(y_first, self.norm.normalized_shape[0] // 2))
-        return encoded
+        sines = sine_boxes(y_first, self.norm.normalized_shape[0] // 2)
+        encoded: Tensor = self.ref_point_head(sines.to(dtype))
+        return encoded.to(dtype)
 
 
 class Dino(nn.Module):
