@@ -75,7 +75,8 @@ def export(
     """Write a model as a file for other programs (`.file`), proven to answer the same (`.report`); see docs/export.md.
 
     `weights` may be "random". `format` is onnx, pt2 or openvino, by default what `out` ends in; `size` is (height, width)
-    of all pictures, `dynamic` what may vary, by default all that `size` does not fix. `settings` are of the model's configuration. With `data` the AP on its first `limit` images is compared too.
+    of all pictures, `dynamic` what may vary, by default all that `size` does not fix. `settings` are of the model's
+    configuration. With `data` the AP on its first `limit` images is compared too.
     """
     from pathlib import Path
 
