@@ -19,7 +19,7 @@ def test_tiny_learns_eight_pictures_by_heart(tmp_path):
     shutil.rmtree(data / "val")
     shutil.copytree(data / "train", data / "val")
     shutil.copy(data / "annotations" / "instances_train.json", data / "annotations" / "instances_val.json")
-    changes = {"recipe.augment": "none", "recipe.epochs": 1200, "recipe.batch_size": 8}
+    changes = {"recipe.augment": "none", "recipe.epochs": 600, "recipe.batch_size": 8}
     result = train(
         Request(data=str(data), model="detr/tiny", device="cpu", eval_every=300, changes=changes),
         out=tmp_path / "run",

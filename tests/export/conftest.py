@@ -22,8 +22,9 @@ FAMILIES = (
     "dynamic_detr",
     "d2etr",
     "lite_deformable",
-    "lite_dino",
-    pytest.param("dino", marks=pytest.mark.long),  # lite_dino is the same with another encoder
+    # these take longest, and stand in test_formats.py with pictures of one size
+    pytest.param("lite_dino", marks=pytest.mark.long),
+    pytest.param("dino", marks=pytest.mark.long),
 )
 
 Make = Callable[..., Exported]

@@ -197,13 +197,14 @@ def test_lower_precision_is_chosen_when_exporting(make):
         list(predictor.predict(torch.zeros(3, 64, 64, dtype=torch.uint8), amp=True))
 
 
-def test_pictures_without_enough_tokens_are_said_so(tmp_path):
-    folder = tmp_path / "two_stage"
-    weights = write_run(folder, "deformable_detr/tiny") / "best.safetensors"
-    made = detrcli.export(None, tmp_path / "model.pt2", weights=weights, verify=False)
-    assert made.report is None
-    with pytest.raises(DetrError, match="cannot run on pictures of 16x16"):
-        detrcli.load(str(made.file)).model(torch.zeros(1, 3, 16, 16))
+@pytest.mark.parametrize(
+    ("family", "side"), [("detr", 1), pytest.param("deformable_detr", 16, marks=pytest.mark.long)]
+)
+def test_pictures_that_are_too_small_are_said_so(family, side, make):
+    """A program for sides of more than one pixel, and one that chooses 30 queries among its tokens."""
+    model = detrcli.load(str(make(family, ".pt2").file)).model
+    with pytest.raises(DetrError, match=f"cannot run on pictures of {side}x{side}"):
+        model(torch.zeros(1, 3, side, side))
 
 
 def test_help_and_refusals_do_not_load_torch(tmp_path):

@@ -66,6 +66,11 @@ def test_a_setting_of_the_model_changes_what_is_written(make):
     assert 'type="GridSample"' in exported.file.read_text()
 
 
+@pytest.mark.parametrize("family", ["lite_dino", "dino"])
+def test_every_number_agrees_at_one_size(family, make):
+    assert {case.agreement for case in make(family, dynamic=(), size=(96, 128)).report.cases} == {1}
+
+
 def test_pictures_of_one_size_are_padded_and_shrunk_to_it(make):
     exported = make("detr", dynamic=(), size=(64, 96))
     [images, *_] = onnxruntime.InferenceSession(
@@ -88,8 +93,9 @@ def test_pictures_of_one_size_are_padded_and_shrunk_to_it(make):
     )
 
 
-def test_processing_inside_the_graph_gives_the_same_detections(make):
-    exported = make("d2etr", postprocess=True, preprocess=True)
+@pytest.mark.parametrize("family", ["detr", pytest.param("d2etr", marks=pytest.mark.long)])
+def test_processing_inside_the_graph_gives_the_same_detections(family, make):
+    exported = make(family, postprocess=True, preprocess=True)
     picture = np.random.default_rng(3).integers(0, 255, (100, 130, 3), np.uint8)
     [ours] = detrcli.load(weights=weights_of(exported), device="cpu").predict(picture, conf=0.0)
     [theirs] = detrcli.load(str(exported.file)).predict(picture, conf=0.0)

@@ -15,7 +15,9 @@ HEADERS = Path(torch.__file__).parent / "include"
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc: the CUDA operators are not compiled")
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])  # without and with atomics of whole vectors
+@pytest.mark.parametrize(  # with and without atomics of whole vectors
+    "architecture", ["sm_90", pytest.param("sm_80", marks=pytest.mark.long)]
+)
 def test_the_cuda_operators_compile(architecture: str, tmp_path: Path) -> None:
     cmake = (REPOSITORY / "detrcli_ops" / "CMakeLists.txt").read_text()
     floor = cmake.partition("TORCH_TARGET_VERSION=")[2].partition(")")[0]
