@@ -13,17 +13,7 @@ from torch import Tensor
 from detrcli.ops import checks, whole
 from detrcli.ops.dispatch import Backend, Mode, backend, use
 from detrcli.ops.kda import kda_plain
-from detrcli.ops.msda import (
-    Shapes,
-    fused_samples,
-    msda_fused_plain,
-    msda_plain,
-    sample_gather,
-    sample_grid,
-    sampling_locations,
-    without_padding,
-    working_dtype,
-)
+from detrcli.ops.msda import Shapes, msda_fused_plain, msda_plain, sample_gather, sample_grid
 
 __all__ = ["Backend", "Mode", "Shapes", "backend", "kda", "msda", "msda_fused", "use"]
 
@@ -45,9 +35,6 @@ def msda(
     if name == "native":
         return native("msda", value, flat(shapes), locations, weights)
     (value,) = lowered(value)
-    if name == "reference" and whole.asked():
-        answer: Tensor = whole.msda(value, flat(shapes), locations, weights)
-        return answer
     return msda_plain(value, shapes, locations, weights, SAMPLERS[name])
 
 
@@ -73,8 +60,7 @@ def msda_fused(
         return native("msda_fused", value, flat(shapes), reference, offsets, logits, mask)
     (value,) = lowered(value)
     if name == "reference" and whole.asked():
-        samples = fused_samples(shapes, reference, offsets, logits, working_dtype(value))
-        answer: Tensor = whole.msda(without_padding(value, mask), flat(shapes), *samples)
+        answer: Tensor = whole.msda_fused(value, flat(shapes), reference, offsets, logits, mask)
         return answer
     return msda_fused_plain(value, shapes, reference, offsets, logits, mask, SAMPLERS[name])
 
@@ -110,10 +96,8 @@ def kda(
     else:
         query, key, value = lowered(query, key, value)
     if name == "reference" and whole.asked():
-        own = None if key is value else without_padding(key, mask)
-        dtype = working_dtype(value)
-        locations = sampling_locations(shapes, reference.to(dtype), offsets.to(dtype))
-        answer: Tensor = whole.kda(query, own, without_padding(value, mask), flat(shapes), locations, scale)
+        own = None if key is value else key
+        answer: Tensor = whole.kda(query, own, value, flat(shapes), reference, offsets, mask, scale)
         return answer
     return kda_plain(query, key, value, shapes, reference, offsets, mask, scale, SAMPLERS[name])
 

@@ -33,24 +33,12 @@ def kda_plain(
     """Attention over the sampled keys, (B, Q, M*D) in value's dtype; see `detrcli.ops.kda`."""
     dtype = working_dtype(value)
     locations = sampling_locations(shapes, reference.to(dtype), offsets.to(dtype))
-    shared, value = key is value, without_padding(value, mask)
-    key = value if shared else without_padding(key, mask)
-    return kda_sampled(query, key, value, shapes, locations, scale, sampler)
 
+    def sampled(rows: Tensor) -> list[Tensor | None]:
+        return sample_levels(without_padding(rows, mask).to(dtype), shapes, locations, sampler)
 
-def kda_sampled(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    shapes: Shapes,
-    locations: Tensor,
-    scale: float,
-    sampler: Sampler = sample_grid,
-) -> Tensor:
-    """The same at given locations (B, Q, M, L, P, 2); rows of padding are zero already."""
-    dtype = working_dtype(value)
-    values = sample_levels(value.to(dtype), shapes, locations, sampler)
-    keys = values if key is value else sample_levels(key.to(dtype), shapes, locations, sampler)
+    values = sampled(value)
+    keys = values if key is value else sampled(key)
     weights = key_aware_weights(query.to(dtype) * scale, keys, locations.shape[4])
     return weighted_sum(values, weights, locations, value.shape[3]).to(value.dtype)
 

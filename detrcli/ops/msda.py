@@ -135,16 +135,10 @@ def msda_fused_plain(
     sampler: Sampler = sample_grid,
 ) -> Tensor:
     """`msda_plain` from what the layers predict; see `detrcli.ops.msda_fused`."""
-    samples = fused_samples(shapes, reference, offsets, logits, working_dtype(value))
-    return msda_plain(without_padding(value, mask), shapes, *samples, sampler)
-
-
-def fused_samples(
-    shapes: Shapes, reference: Tensor, offsets: Tensor, logits: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Where the queries of `msda_fused` look, (B, Q, M, L, P, 2), and with which weight, (B, Q, M, L, P)."""
+    dtype = working_dtype(value)
     locations = sampling_locations(shapes, reference.to(dtype), offsets.to(dtype))
-    return locations, logits.to(dtype).softmax(dim=-1).reshape(offsets.shape[:5])
+    weights = logits.to(dtype).softmax(dim=-1).reshape(offsets.shape[:5])
+    return msda_plain(without_padding(value, mask), shapes, locations, weights, sampler)
 
 
 def without_padding(rows: Tensor, mask: Tensor | None) -> Tensor:

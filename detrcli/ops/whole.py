@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from detrcli.ops.kda import kda_sampled
-from detrcli.ops.msda import Shapes, msda_plain
+from detrcli.ops.kda import kda_plain
+from detrcli.ops.msda import Shapes, msda_fused_plain
 
 _asked = False
 
@@ -38,34 +38,64 @@ def pairs(sizes: Sequence[int]) -> Shapes:
 
 
 @torch.library.custom_op(
-    "detrcli::msda",
+    "detrcli::msda_fused",
     mutates_args=(),
-    schema="(Tensor value, SymInt[] sizes, Tensor locations, Tensor weights) -> Tensor",
+    schema="(Tensor value, SymInt[] sizes, Tensor reference, Tensor offsets, Tensor logits, Tensor? mask) -> Tensor",
 )
-def msda(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
-    """`msda_plain`; sizes: height and width of each level, one after the other."""
-    return msda_plain(value, pairs(sizes), locations, weights)
+def msda_fused(
+    value: Tensor,
+    sizes: Sequence[int],
+    reference: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
+    """`msda_fused_plain`; sizes: height and width of each level, one after the other."""
+    return msda_fused_plain(value, pairs(sizes), reference, offsets, logits, mask)
 
 
 @torch.library.custom_op(
     "detrcli::kda",
     mutates_args=(),
-    schema="(Tensor query, Tensor? key, Tensor value, SymInt[] sizes, Tensor locations, float scale) -> Tensor",
+    schema="(Tensor query, Tensor? key, Tensor value, SymInt[] sizes, Tensor reference, Tensor offsets, Tensor? mask, "
+    "float scale) -> Tensor",
 )
 def kda(
-    query: Tensor, key: Tensor | None, value: Tensor, sizes: Sequence[int], locations: Tensor, scale: float
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    sizes: Sequence[int],
+    reference: Tensor,
+    offsets: Tensor,
+    mask: Tensor | None,
+    scale: float,
 ) -> Tensor:
-    """`kda_sampled`; key None: the values."""
-    return kda_sampled(query, value if key is None else key, value, pairs(sizes), locations, scale)
+    """`kda_plain`; key None: the values."""
+    key = value if key is None else key
+    return kda_plain(query, key, value, pairs(sizes), reference, offsets, mask, scale)
 
 
-@msda.register_fake
-def _(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
-    return value.new_empty((*locations.shape[:2], value.shape[2] * value.shape[3]))
+@msda_fused.register_fake
+def _(
+    value: Tensor,
+    sizes: Sequence[int],
+    reference: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
+    return value.new_empty((*offsets.shape[:2], value.shape[2] * value.shape[3]))
 
 
 @kda.register_fake
 def _(
-    query: Tensor, key: Tensor | None, value: Tensor, sizes: Sequence[int], locations: Tensor, scale: float
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    sizes: Sequence[int],
+    reference: Tensor,
+    offsets: Tensor,
+    mask: Tensor | None,
+    scale: float,
 ) -> Tensor:
     return value.new_empty((*query.shape[:2], value.shape[2] * value.shape[3]))

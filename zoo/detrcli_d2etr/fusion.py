@@ -213,27 +213,15 @@ def to_map(x: Tensor, size: Size) -> Tensor:
 
 
 def pool_map(x: Tensor, parts: int, mask: Tensor | None) -> Tensor:
-    """(B, C, H, W) -> (B, C, P, P), over the unpadded part alone where a mask (B, H, W) is given.
-
-    torch's own pooling keeps the size of the map that it was exported with.
-    """
-    if mask is None and not torch.compiler.is_exporting():
+    """(B, C, H, W) -> (B, C, P, P), over the unpadded part alone where a mask (B, H, W) is given."""
+    if mask is None:
         whole: Tensor = F.adaptive_avg_pool2d(x, parts)
         return whole
-    rows, columns = unpadded_counts(x, mask)
+    rows, columns = (~mask[:, :, 0]).sum(1), (~mask[:, 0, :]).sum(1)  # (B,), of the unpadded part
     down = pooling_weights(rows, x.shape[2], parts).to(x.dtype)[:, None]
     across = pooling_weights(columns, x.shape[3], parts).to(x.dtype)[:, None]
     pooled: Tensor = down @ x @ across.mT
     return pooled
-
-
-def unpadded_counts(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Rows and columns without padding, (B,) each; all of x (B, C, H, W), (1,), where there is no mask (B, H, W)."""
-    if mask is None:
-        rows, columns = (torch.tensor([size]).to(x.device, non_blocking=True) for size in x.shape[2:])
-    else:
-        rows, columns = (~mask[:, :, 0]).sum(1), (~mask[:, 0, :]).sum(1)
-    return rows, columns
 
 
 def pooling_weights(counts: Tensor, length: int, parts: int) -> Tensor:
