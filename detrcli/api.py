@@ -80,10 +80,16 @@ def export(
     """
     from pathlib import Path
 
+    from detrcli.errors import UsageError
+    from detrcli.export.description import SUFFIXES
     from detrcli.export.plan import Request, check_place, check_software, dynamic_for, format_of, suffix_of
     from detrcli.plugins import resolve
     from detrcli.weights.resolve import choose
 
+    if model and Path(model).suffix.lower() in SUFFIXES:
+        raise UsageError(
+            f"{model} is an exported file", hint="export from weights: --weights RUN, or the model's name"
+        )
     out = None if out is None else Path(out)
     request = Request(
         format=format or format_of(out),

@@ -44,6 +44,7 @@ def weights(tmp_path):
         (("--out", "model.engine"), "what kind of file"),
         (("--out", "model.pt2", "--format", "onnx"), "ends in .onnx"),
         (("--set", "encoder_layer=1"), "encoder_layer"),
+        (("--model", "model.onnx"), "is an exported file"),
         (("--no-verify", "--verify-data", "shapes"), "contradict"),
     ],
 )
