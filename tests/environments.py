@@ -10,6 +10,8 @@ import venv
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.cli.run import detr
+
 ROOT = Path(__file__).parent.parent
 OURS = ("pyproject.toml", "README.md", "LICENSE", "detrcli", "zoo")
 
@@ -28,6 +30,13 @@ class Environment:
         done = subprocess.run(command, cwd=cwd, env=env | settings, capture_output=True, text=True)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
         return done.stdout
+
+    def detr(self, *args: str, cwd: Path, **settings: str) -> str:
+        """The same of its `detr`, in a process that has torch already: what of detrcli is loaded is the environment's."""
+        [site] = self.folder.glob("lib/python*/site-packages")
+        done = detr(*args, cwd=cwd, env={"PYTHONPATH": str(site), **settings})
+        assert done.code == 0, f"detr {' '.join(args)}\n{done.out}{done.err}"
+        return done.out
 
 
 def environment(folder: Path, package: Path) -> Environment:

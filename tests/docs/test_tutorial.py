@@ -34,6 +34,8 @@ def test_nothing_of_the_checkout_is_used(env: Environment, tmp_path: Path):
     code = "import detrcli, detrcli_detr, detrcli_anchor_detr as a; print(detrcli.__file__, detrcli_detr.__file__, a.__file__)"
     for place in env.run("python", "-c", code, cwd=tmp_path).split():
         assert Path(place).is_relative_to(env.folder)
+    assert env.detr("env", cwd=tmp_path) == env.run("detr", "env", cwd=tmp_path)
+    assert "anchor_detr" in env.detr("env", cwd=tmp_path)
 
 
 def test_the_package_keeps_every_promise_and_its_own_laws(env: Environment, tmp_path: Path):
@@ -56,7 +58,7 @@ def test_every_command_of_the_page_works(env: Environment, tmp_path: Path):
         if command[0] == "export" and find_spec("onnxscript") is None:
             continue  # an extra
         options = SHORTER.get(command[0], ())
-        said[command[0]] = env.run("detr", *command, *options, cwd=tmp_path, DETR_RUNS="runs")
+        said[command[0]] = env.detr(*command, *options, cwd=tmp_path, DETR_RUNS="runs")
     assert said.keys() - {"export"} == {"zoo", "train", "eval", "profile", "predict"}
     assert "queries that are points" in said["zoo"]
     assert "AP" in said["eval"]
