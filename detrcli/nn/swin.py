@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 from torch import Tensor, nn
+
+PATCH = 4  # pixels a side, of all Swin transformers
 
 
 class SwinBody(nn.Module):
@@ -22,17 +25,90 @@ class SwinBody(nn.Module):
         for module in maps.modules():
             if isinstance(module, SwinTransformerBlock):
                 module.__class__ = PaddedBlock
+            elif isinstance(module, PatchMerging):
+                module.__class__ = PaddedMerging
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return [norm(x) for norm, x in zip(self.norms, self.maps(images), strict=True)]
+        whole = padded(images.permute(0, 2, 3, 1), (PATCH, PATCH)).permute(0, 3, 1, 2)
+        return [norm(x) for norm, x in zip(self.norms, self.maps(whole), strict=True)]
 
 
 class PaddedBlock(SwinTransformerBlock):
-    """Pads a map to whole windows before it shifts them; timm pads after, which is another function where it pads at all."""
+    """Pads a map to whole windows before it shifts them; timm pads after, which is another function where it pads at all.
+
+    Otherwise timm's arithmetic, with all sizes written out: an exporter would have to find those that are left to it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, H, W, C) -> (B, H, W, C)."""
+        x = x + self.drop_path1(self._attn(self.norm1(x)))
+        out: Tensor = x + self.drop_path2(self.mlp(self.norm2(x)))
+        return out
 
     def _attn(self, x: Tensor) -> Tensor:
         """x (B, H, W, C) -> (B, H, W, C)."""
-        height, width = x.shape[1:3]
-        down, right = (-size % window for size, window in zip((height, width), self.window_size, strict=True))
-        attended: Tensor = super()._attn(F.pad(x, (0, 0, 0, right, 0, down)))  # type: ignore[no-untyped-call]
-        return attended[:, :height, :width]
+        whole = padded(x, self.window_size)
+        down, right = self.shift_size
+        if down or right:
+            whole = torch.roll(whole, (-down, -right), (1, 2))
+        attended = self.in_windows(whole)
+        if down or right:
+            attended = torch.roll(attended, (down, right), (1, 2))
+        return attended[:, : x.shape[1], : x.shape[2]]
+
+    def in_windows(self, x: Tensor) -> Tensor:
+        """Each window of x (B, H, W, C) attends to itself."""
+        batch, height, width, channels = x.shape
+        heads, area = self.attn.num_heads, self.window_size[0] * self.window_size[1]
+        windows = windows_of(x, self.window_size)  # (B, windows, N, C)
+        count = windows.shape[1]
+        qkv = self.attn.qkv(windows).view(batch, count, area, 3, heads, channels // heads)
+        query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).unbind()  # (B, windows, M, N, D)
+        logits: Tensor = (query * self.attn.scale) @ key.mT + self.attn._get_rel_pos_bias()
+        if any(self.shift_size):
+            logits = logits + self.apart(height, width, x)
+        weights = self.attn.attn_drop(logits.softmax(-1))
+        attended = (weights @ value).transpose(2, 3).reshape(batch, count, area, channels)
+        attended = self.attn.proj_drop(self.attn.proj(attended))
+        down, across = (n // part for n, part in zip((height, width), self.window_size, strict=True))
+        attended = attended.view(batch, down, across, *self.window_size, channels).transpose(2, 3)
+        result: Tensor = attended.reshape(batch, height, width, channels)
+        return result
+
+    def apart(self, height: int, width: int, like: Tensor) -> Tensor:
+        """(windows, 1, N, N): -100 between places that lie together only because the map was shifted around its edges."""
+        places = [torch.arange(n, device=like.device) for n in (height, width)]
+        rows, columns = (
+            (place >= place.shape[0] - window).int() + (place >= place.shape[0] - shift).int()
+            for place, window, shift in zip(places, self.window_size, self.shift_size, strict=True)
+        )
+        regions = (3 * rows[:, None] + columns)[None, :, :, None]
+        regions = windows_of(regions, self.window_size)[0, :, :, 0]  # (windows, N)
+        other = regions[:, None, :, None] != regions[:, None, None, :]
+        return torch.zeros_like(other, dtype=like.dtype).masked_fill(other, -100.0)
+
+
+def windows_of(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """x (B, H, W, C), of whole windows -> (B, windows, N, C)."""
+    batch, height, width, channels = x.shape
+    down, across = height // window[0], width // window[1]
+    parts = x.view(batch, down, window[0], across, window[1], channels).transpose(2, 3)
+    return parts.reshape(batch, down * across, window[0] * window[1], channels)
+
+
+class PaddedMerging(PatchMerging):
+    """timm's own function, of sizes that stay simple for an exporter: those of all later maps follow from them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, H, W, C) -> half as high and wide, rounded up."""
+        x = padded(x, (2, 2))
+        batch, height, width, channels = x.shape
+        squares = x.view(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 4, 2, 5)
+        merged: Tensor = self.reduction(self.norm(squares.flatten(3)))
+        return merged
+
+
+def padded(x: Tensor, unit: tuple[int, int]) -> Tensor:
+    """x (B, H, W, C) with zeros at the bottom and on the right, to whole multiples of a size."""
+    down, right = ((n + part - 1) // part * part - n for n, part in zip(x.shape[1:3], unit, strict=True))
+    return F.pad(x, (0, 0, 0, right, 0, down))
