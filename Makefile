@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 OPS    := $(VENV)/.ops
+WHEEL  := build/ops
 # ON, OFF or AUTO: the CUDA operators too, where nvcc is (several minutes)
 OPS_CUDA ?= AUTO
 DEMO   ?= lite_deformable/tiny
@@ -25,7 +26,9 @@ $(READY): pyproject.toml
 $(OPS): $(READY) $(shell find detrcli_ops -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.txt' -o -name '*.toml')
 	@if command -v c++ >/dev/null; then \
 	  $(BIN)/python -m pip install --quiet scikit-build-core cmake ninja && \
-	  $(BIN)/python -m pip install --quiet --no-build-isolation -C cmake.define.DETRCLI_OPS_CUDA=$(OPS_CUDA) ./detrcli_ops; \
+	  rm -rf $(WHEEL) && \
+	  $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -C cmake.define.DETRCLI_OPS_CUDA=$(OPS_CUDA) -w $(WHEEL) ./detrcli_ops && \
+	  $(BIN)/python -m pip install --quiet --force-reinstall --no-deps $(WHEEL)/*.whl; \
 	else echo "no C++ compiler: the operators run in plain torch"; fi
 	touch $@
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from detrcli.plugins import models, resolve
 from tests.cli.run import detr
 
 ROOT = Path(__file__).parent.parent.parent
@@ -77,6 +79,31 @@ def test_python_of_a_page_runs(page, workplace):
     assert run.returncode == 0, run.stderr
 
 
+@pytest.fixture(scope="module")
+def generate():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    assert spec.loader is not None
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_command_reference_is_up_to_date(generate):
+    assert (ROOT / "docs" / "cli.md").read_text() == generate.commands()
+    assert not generate.unlinked()
+
+
+def test_the_table_of_models_has_the_default_of_each_family_as_it_is_counted(generate):
+    """One of five models; the others, and the picture of them all, take minutes."""
+    page, known = (ROOT / "docs" / "zoo.md").read_text(), {model.name for model in models()}
+    for name in sorted({resolve(name.partition("/")[0]).name for name in known}):
+        row = generate._table([resolve(name)])[2]
+        assert row in page
+    assert set(re.findall(r"^\| \[?`([^`]+)`", page, re.MULTILINE)) == known
+
+
+@pytest.mark.long
 def test_generated_pages_are_up_to_date():
     run = subprocess.run(
         [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], capture_output=True, text=True
