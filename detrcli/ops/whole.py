@@ -77,25 +77,11 @@ def kda(
 
 @msda_fused.register_fake
 def _(
-    value: Tensor,
-    sizes: Sequence[int],
-    reference: Tensor,
-    offsets: Tensor,
-    logits: Tensor,
-    mask: Tensor | None,
+    value: Tensor, sizes: Sequence[int], reference: Tensor, offsets: Tensor, *rest: Tensor | None
 ) -> Tensor:
     return value.new_empty((*offsets.shape[:2], value.shape[2] * value.shape[3]))
 
 
 @kda.register_fake
-def _(
-    query: Tensor,
-    key: Tensor | None,
-    value: Tensor,
-    sizes: Sequence[int],
-    reference: Tensor,
-    offsets: Tensor,
-    mask: Tensor | None,
-    scale: float,
-) -> Tensor:
+def _(query: Tensor, key: Tensor | None, value: Tensor, *rest: object) -> Tensor:
     return value.new_empty((*query.shape[:2], value.shape[2] * value.shape[3]))

@@ -95,7 +95,7 @@ def test_the_command_reference_is_up_to_date(generate):
 
 
 def test_the_table_of_models_has_the_default_of_each_family_as_it_is_counted(generate):
-    """One of five models; the others, and the picture of them all, take minutes."""
+    """One of five models; the others, and the picture of them all, take a minute or two."""
     page, known = (ROOT / "docs" / "zoo.md").read_text(), {model.name for model in models()}
     for name in sorted({resolve(name.partition("/")[0]).name for name in known}):
         row = generate._table([resolve(name)])[2]
