@@ -12,16 +12,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.export import ExportedProgram
 
 from detrcli.errors import ModelError
-from detrcli.export import attention
+from detrcli.export import attention, functional
 from detrcli.export.description import KEY, Description
 from detrcli.export.graph import module_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+    from torch.onnx import ONNXProgram
 
 OPSET = 20  # the first whose GridSample is what torch's is
 INPUTS = ("images", "mask")
@@ -46,18 +48,26 @@ def convert(program: ExportedProgram, description: Description) -> ModelProto:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own about its future
         try:
-            made = torch.onnx.export(
-                program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
-                input_names=INPUTS, output_names=names, custom_translation_table=translations(),
-            )  # fmt: skip
-        except torch.onnx.errors.OnnxExporterError as error:
-            raise _cannot_convert(error, program) from error
-    assert made is not None  # it is only where a file was named
+            made = exported(functional.ready(program), names)
+        except torch.onnx.errors.OnnxExporterError:
+            made = exported(program, names)
     model: ModelProto = made.model_proto
     strip(model)
     for value in (*model.graph.input, *model.graph.output):
         name_axes(value, description)
     return model
+
+
+def exported(program: ExportedProgram, names: list[str]) -> ONNXProgram:
+    try:
+        made = torch.onnx.export(
+            program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
+            input_names=INPUTS, output_names=names, custom_translation_table=translations(),
+        )  # fmt: skip
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise _cannot_convert(error, program) from error
+    assert made is not None  # it is only where a file was named
+    return made
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
@@ -71,7 +81,29 @@ def translations() -> dict[Any, Callable[..., Any]]:
         size = op.Shape(x, start=dim, end=dim + 1 if dim != -1 else None)
         return op.TopK(x, size, axis=dim, largest=int(descending), sorted=1)
 
-    forms = {torch.ops.aten.sort.stable: sort, torch.ops.aten._adaptive_avg_pool2d.default: pooling(op)}
+    def rsub(x: Any, other: float, alpha: float = 1.0) -> Any:
+        return op.Sub(like(other, x), op.Mul(x, like(alpha, x)) if alpha != 1 else x)
+
+    def nan_to_num(
+        x: Any, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
+    ) -> Any:
+        limits = np.finfo(x.dtype.numpy())
+        most = float(limits.max) if posinf is None else posinf
+        least = float(limits.min) if neginf is None else neginf
+        infinite = op.Where(op.Less(x, like(0.0, x)), like(least, x), like(most, x))
+        finite = op.Where(op.IsInf(x), infinite, x)
+        return op.Where(op.IsNaN(x), like(nan or 0.0, x), finite)
+
+    def like(number: float, x: Any) -> Any:
+        return op.CastLike(op.Constant(value_float=float(number)), x)
+
+    aten = torch.ops.aten
+    forms: dict[Any, Callable[..., Any]] = {
+        aten.sort.stable: sort,
+        aten._adaptive_avg_pool2d.default: pooling(op),
+        aten.rsub.Scalar: rsub,
+        aten.nan_to_num.default: nan_to_num,
+    }
     return forms | attention.translations(op)
 
 
@@ -148,8 +180,6 @@ def expand_mask(model: ModelProto, optional: bool) -> None:
     [mask] = [value for value in model.graph.input if value.name == given]
     mask.CopyFrom(helper.make_tensor_value_info(given, TensorProto.BOOL, AXES[given]))
     if optional:
-        import numpy as np
-
         model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1, 1), np.bool_), given))
 
 

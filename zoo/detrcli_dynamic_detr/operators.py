@@ -18,15 +18,16 @@ import torch.nn.functional as F
 import torchvision.ops
 from torch import Tensor
 
+from detrcli.ops.checks import autocasts
 from detrcli_dynamic_detr.config import Operators
 
 TAPS = 9
 
 
 def _as_it_is(x: Tensor) -> AbstractContextManager[object]:
-    """Without autocast; devices that do not know it (meta) need nothing."""
+    """Without autocast; where it is off there is nothing to do, and nothing to trace."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if autocasts(kind) else nullcontext()
 
 
 def deform_conv2d(
