@@ -7,12 +7,10 @@ import re
 import subprocess
 import sys
 
-import torch
-
 from detrcli.config import from_plain, to_plain
 from detrcli.plugins import Model, models
 from detrcli.plugins.registry import fold
-from detrcli.testing.samples import SMALL
+from detrcli.testing.samples import SMALL, skeleton
 from detrcli.weights.keymap import apply, revert
 
 
@@ -50,8 +48,7 @@ def a_small_variant_exists(model: Model) -> None:
 
 
 def parameters_are_counted(model: Model) -> None:
-    with torch.device("meta"):
-        module = model.build()
+    module = skeleton(model)
     counted = sum(p.numel() for p in module.parameters())
     assert counted == model.variant.params, (
         f"{model.name} has {counted:_} parameters, declared are {model.variant.params:_}"
@@ -60,8 +57,7 @@ def parameters_are_counted(model: Model) -> None:
 
 def parts_cover_the_model(model: Model) -> None:
     """Every parameter belongs to exactly one part, so that profiles and freezing need no code per paper."""
-    with torch.device("meta"):
-        module = model.build()
+    module = skeleton(model)
     prefixes = [p for paths in model.family.parts.values() for p in paths]
     for name, _ in module.named_parameters():
         owners = [p for p in prefixes if name == p or name.startswith(p + ".")]
@@ -71,8 +67,7 @@ def parts_cover_the_model(model: Model) -> None:
 
 
 def recipes_name_parameters(model: Model) -> None:
-    with torch.device("meta"):
-        names = [name for name, _ in model.build().named_parameters()]
+    names = [name for name, _ in skeleton(model).named_parameters()]
     for recipe in model.variant.recipes:
         for pattern in recipe.lr_factors:
             assert any(re.search(pattern, n) for n in names), (
@@ -105,8 +100,7 @@ def configurations_travel(model: Model) -> None:
 
 
 def key_maps_run_both_ways(model: Model) -> None:
-    with torch.device("meta"):
-        state = model.build().state_dict()
+    state = skeleton(model).state_dict()
     for layout, make in model.family.key_maps.items():
         there = revert(make(model.config), state)
         back = apply(make(model.config), there).tensors
