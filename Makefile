@@ -7,6 +7,8 @@ OPS    := $(VENV)/.ops
 WHEEL  := build/ops
 # ON, OFF or AUTO: the CUDA operators too, where nvcc is (several minutes)
 OPS_CUDA ?= AUTO
+# one more than two cores: some tests wait, for other processes or for a signal
+WORKERS ?= 3
 DEMO   ?= lite_deformable/tiny
 BENCH  ?= startup criterion
 
@@ -46,10 +48,10 @@ demo: install    ## train, evaluate and predict on drawn pictures; a few minutes
 	@echo "  detr zoo list                             what else there is"
 
 test: install    ## everything that takes less than a minute
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25
 
 test-long: install ## what takes longer: more families exported, ranks that hang and restart, many kills
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m long
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m long
 
 sanitize: install ## the operators under AddressSanitizer and UBSan; many minutes
 	$(BIN)/python -m pytest -m sanitizers tests/ops
