@@ -110,7 +110,7 @@ def normalise(pixels: Tensor, preprocess: Preprocess, out: Tensor | None = None)
     image = torch.empty(height, width, 3).permute(2, 0, 1) if out is None else out
     rows, values = image.permute(1, 2, 0).flatten(1), pixels.permute(1, 2, 0).flatten(1)  # (H, 3 W)
     scale, shift = _statistics(preprocess, width)
-    for block, numbers in zip(rows.split(_BLOCK), values.split(_BLOCK), strict=True):
+    for block, numbers in zip(torch.split(rows, _BLOCK), torch.split(values, _BLOCK), strict=True):
         torch.addcmul(shift, block.copy_(numbers), scale, out=block)
     return image
 
