@@ -1,8 +1,8 @@
-"""A traced program without in-place operators, as the ONNX exporter wants it, at no cost.
+"""A traced program without in-place operators, as the ONNX exporter wants it.
 
-The exporter gets there by tracing the program twice more, with variable sizes most of the time that an export takes. Of a
-detector in evaluation only a few operators keep it from being functional already; they are rewritten here, each where it stands.
-What is not known to be safe is left to the exporter.
+The exporter gets there by tracing the program twice more, nearly half of the time that the export of a large model takes. In a
+detector few operators stand in the way, and they are rewritten here, each where it stands; what is not known to be safe is left
+to the exporter.
 """
 
 from __future__ import annotations
@@ -66,11 +66,13 @@ def rewrite(graph: torch.fx.Graph) -> None:
         if node.target in _CONVERSIONS:
             dtype = node.meta["val"].dtype
             node.target, node.args, node.kwargs = aten._to_copy.default, node.args[:1], {"dtype": dtype}
-        if node.target is aten.chunk.default:  # ONNX Runtime dies of parts of weights in half precision
+        if (
+            node.target is aten.chunk.default
+        ):  # as Split it crashes ONNX Runtime 1.32 on detr in half precision
             axis = node.args[2] if len(node.args) > 2 else 0
             if isinstance(size := node.meta["val"][0].shape[axis], int):
                 node.target, node.args = aten.split.Tensor, (node.args[0], size, axis)
-        if (twin := _answering(node.target)) is not None and _alone(node.args[0], seen):
+        if (twin := _answering(node.target)) is not None and _keeps_type(node) and _alone(node.args[0], seen):
             node.target, changed = twin, node.args[0]
             for user in [user for user in changed.users if user not in seen and user is not node]:
                 user.replace_input_with(changed, node)
@@ -97,6 +99,13 @@ def _answering(operator: Any) -> OpOverload | None:
     packet = getattr(aten, operator._schema.name.removeprefix("aten::").removesuffix("_"), None)
     twin = getattr(packet, operator._overloadname, None)
     return twin if isinstance(twin, OpOverload) and not twin._schema.is_mutable else None
+
+
+def _keeps_type(node: Node) -> bool:
+    """Whether the answer has the type of the tensor that is changed; in place it has it anyhow."""
+    values = (x.meta.get("val") for x in node.all_input_nodes)
+    changed, *others = (x.dtype for x in values if isinstance(x, Tensor))
+    return all(torch.promote_types(changed, other) == changed for other in others)
 
 
 def _alone(changed: Any, seen: Mapping[Node, frozenset[int]]) -> bool:

@@ -49,8 +49,8 @@ def convert(program: ExportedProgram, description: Description) -> ModelProto:
         warnings.simplefilter("ignore")  # the exporter's own about its future
         try:
             made = exported(functional.ready(program), names)
-        except torch.onnx.errors.OnnxExporterError:
-            made = exported(program, names)
+        except torch.onnx.errors.OnnxExporterError:  # perhaps it knows the parts of what it does not know
+            made = exported_anew(program, names)
     model: ModelProto = made.model_proto
     strip(model)
     for value in (*model.graph.input, *model.graph.output):
@@ -59,19 +59,25 @@ def convert(program: ExportedProgram, description: Description) -> ModelProto:
 
 
 def exported(program: ExportedProgram, names: list[str]) -> ONNXProgram:
-    try:
-        made = torch.onnx.export(
-            program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
-            input_names=INPUTS, output_names=names, custom_translation_table=translations(),
-        )  # fmt: skip
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise _cannot_convert(error, program) from error
+    made = torch.onnx.export(
+        program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
+        input_names=INPUTS, output_names=names, custom_translation_table=translations(),
+    )  # fmt: skip
     assert made is not None  # it is only where a file was named
     return made
 
 
+def exported_anew(program: ExportedProgram, names: list[str]) -> ONNXProgram:
+    """By the exporter's own way, which takes operators apart; an error that names the one which it cannot write."""
+    try:
+        return exported(program, names)
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise _cannot_convert(error, program) from error
+
+
 def translations() -> dict[Any, Callable[..., Any]]:
     """Operators that the exporter does not know, or writes for one size only, by what they are in the standard."""
+    from onnx import numpy_helper
     from onnxscript import opset20
 
     op: Any = opset20  # its types do not know what a constant is
@@ -81,21 +87,20 @@ def translations() -> dict[Any, Callable[..., Any]]:
         size = op.Shape(x, start=dim, end=dim + 1 if dim != -1 else None)
         return op.TopK(x, size, axis=dim, largest=int(descending), sorted=1)
 
-    def rsub(x: Any, other: float, alpha: float = 1.0) -> Any:
-        return op.Sub(like(other, x), op.Mul(x, like(alpha, x)) if alpha != 1 else x)
+    def rsub(x: Any, other: float, alpha: float = 1) -> Any:
+        return op.Sub(number(other, x), op.Mul(x, number(alpha, x)) if alpha != 1 else x)
 
     def nan_to_num(
         x: Any, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
     ) -> Any:
         limits = np.finfo(x.dtype.numpy())
-        most = float(limits.max) if posinf is None else posinf
-        least = float(limits.min) if neginf is None else neginf
-        infinite = op.Where(op.Less(x, like(0.0, x)), like(least, x), like(most, x))
+        most, least = limits.max if posinf is None else posinf, limits.min if neginf is None else neginf
+        infinite = op.Where(op.Less(x, number(0, x)), number(least, x), number(most, x))
         finite = op.Where(op.IsInf(x), infinite, x)
-        return op.Where(op.IsNaN(x), like(nan or 0.0, x), finite)
+        return op.Where(op.IsNaN(x), number(nan or 0, x), finite)
 
-    def like(number: float, x: Any) -> Any:
-        return op.CastLike(op.Constant(value_float=float(number)), x)
+    def number(value: Any, like: Any) -> Any:
+        return op.Constant(value=numpy_helper.from_array(np.asarray(value, like.dtype.numpy())))
 
     aten = torch.ops.aten
     forms: dict[Any, Callable[..., Any]] = {

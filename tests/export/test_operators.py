@@ -98,3 +98,41 @@ def test_deformable_attention_is_written_in_standard_operators():
         found = session.run(["logits", "boxes"], {"images": images.numpy(), "mask": mask.numpy()})
         torch.testing.assert_close(torch.from_numpy(found[0]), wanted.logits, rtol=0, atol=1e-5)
         torch.testing.assert_close(torch.from_numpy(found[1]), wanted.boxes, rtol=0, atol=1e-5)
+
+
+class Cleans(nn.Module):
+    """A detector whose numbers get lost on the way and are put back; `known` is whether the exporter knows all of its operators."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.known = known
+
+    def forward(self, images, mask):
+        x = images[..., ::4, ::4].flatten(2)
+        x = x.mT if self.known else x.movedim(1, 2)
+        roots, inverse = (
+            (1 - 4 * x).sign().sqrt().nan_to_num(0.5),
+            (1 / x.relu().sign()).nan_to_num(posinf=7.0),
+        )
+        overflowing = (x.double() * 1e300).to(x.dtype).nan_to_num()
+        return Output(torch.cat((roots, inverse), 2), overflowing * 0 + x.sign())
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("known", [False, True])
+def test_numbers_that_got_lost_are_put_back_as_in_torch(known, half):
+    torch.manual_seed(0)
+    model, request = Cleans(known), Request(format="onnx", half=half)
+    program = trace(Graph(model, request, PICTURES, lambda output, sizes: []), request, PICTURES)
+    about = Description(
+        model="a/b", config={}, categories=Categories((), ()), preprocess=PICTURES, format="onnx"
+    )
+    file = onnx_file.convert(program, about).SerializeToString()
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    images, mask = torch.randn(2, 3, 40, 56), torch.zeros(2, 40, 56, dtype=torch.bool)
+    wanted = model(images.half() if half else images, mask)
+    found = session.run(["logits", "boxes"], {"images": images.numpy(), "mask": mask.numpy()})
+    assert set(wanted.logits.unique().tolist()) == {0.5, 1, 7}
+    assert set(wanted.boxes.unique().tolist()) == {-1, 1}
+    torch.testing.assert_close(torch.from_numpy(found[0]), wanted.logits.float(), rtol=0, atol=0)
+    torch.testing.assert_close(torch.from_numpy(found[1]), wanted.boxes.float(), rtol=0, atol=0)
