@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from detrcli.plugins import Model
+from detrcli.profile.run import build_on_meta
 from detrcli.types import Target
 
 SMALL = 5_000_000  # parameters up to which a model is run, not only declared
@@ -19,8 +20,7 @@ _last: list[tuple[Model, nn.Module]] = []
 def skeleton(model: Model) -> nn.Module:
     """The model with names and shapes but no numbers. The last one is kept, for the checks of a model follow each other."""
     if not _last or _last[0][0] != model:
-        with torch.device("meta"):
-            _last[:] = [(model, model.build())]
+        _last[:] = [(model, build_on_meta(model))]
     return _last[0][1]
 
 
