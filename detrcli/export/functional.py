@@ -66,9 +66,7 @@ def rewrite(graph: torch.fx.Graph) -> None:
         if node.target in _CONVERSIONS:
             dtype = node.meta["val"].dtype
             node.target, node.args, node.kwargs = aten._to_copy.default, node.args[:1], {"dtype": dtype}
-        if (
-            node.target is aten.chunk.default
-        ):  # as Split it crashes ONNX Runtime 1.32 on detr in half precision
+        if node.target is aten.chunk.default:  # the exporter would make no list of a single part
             axis = node.args[2] if len(node.args) > 2 else 0
             if isinstance(size := node.meta["val"][0].shape[axis], int):
                 node.target, node.args = aten.split.Tensor, (node.args[0], size, axis)

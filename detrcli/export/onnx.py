@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,10 +48,8 @@ def convert(program: ExportedProgram, description: Description) -> ModelProto:
     names = output_names(program)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own about its future
-        try:
-            made = exported(functional.ready(program), names)
-        except torch.onnx.errors.OnnxExporterError:  # perhaps it knows the parts of what it does not know
-            made = exported_anew(program, names)
+        quick = None if description.precision == "float16" else exported_quickly(program, names)
+        made = exported_anew(program, names) if quick is None else quick
     model: ModelProto = made.model_proto
     strip(model)
     for value in (*model.graph.input, *model.graph.output):
@@ -65,6 +64,16 @@ def exported(program: ExportedProgram, names: list[str]) -> ONNXProgram:
     )  # fmt: skip
     assert made is not None  # it is only where a file was named
     return made
+
+
+def exported_quickly(program: ExportedProgram, names: list[str]) -> ONNXProgram | None:
+    """Without tracing again; None where the exporter may know the parts of what it does not know whole.
+
+    Not for half precision: ONNX Runtime 1.32 crashes on what comes out of some models.
+    """
+    with suppress(torch.onnx.errors.OnnxExporterError):
+        return exported(functional.ready(program), names)
+    return None
 
 
 def exported_anew(program: ExportedProgram, names: list[str]) -> ONNXProgram:

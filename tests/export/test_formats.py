@@ -105,8 +105,10 @@ def test_processing_inside_the_graph_gives_the_same_detections(family, make):
         assert a.box == pytest.approx(b.box, abs=1e-2)
 
 
-def test_half_precision_halves_the_file_and_keeps_the_detections(make):
-    whole, half = make("detr"), make("detr", half=True)
+@pytest.mark.parametrize("family", ["detr", "dynamic_detr"])
+def test_half_precision_halves_the_file_and_keeps_the_detections(make, family):
+    """Of these two ONNX Runtime crashed when the exporter got operators whole."""
+    whole, half = make(family), make(family, half=True)
     assert half.file.stat().st_size < 0.6 * whole.file.stat().st_size
     assert half.description.precision == "float16"
     assert half.report is not None

@@ -125,8 +125,9 @@ def test_numbers_that_got_lost_are_put_back_as_in_torch(known, half):
     model, request = Cleans(known), Request(format="onnx", half=half)
     program = trace(Graph(model, request, PICTURES, lambda output, sizes: []), request, PICTURES)
     about = Description(
-        model="a/b", config={}, categories=Categories((), ()), preprocess=PICTURES, format="onnx"
-    )
+        model="a/b", config={}, categories=Categories((), ()), preprocess=PICTURES, format="onnx",
+        precision="float16" if half else "float32",
+    )  # fmt: skip
     file = onnx_file.convert(program, about).SerializeToString()
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     images, mask = torch.randn(2, 3, 40, 56), torch.zeros(2, 40, 56, dtype=torch.bool)
