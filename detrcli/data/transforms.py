@@ -49,8 +49,6 @@ class View:
         return self.pixels.shape[-2], self.pixels.shape[-1]
 
     def keep(self, chosen: Array) -> None:
-        if chosen.all():
-            return
         self.boxes, self.labels = self.boxes[chosen], self.labels[chosen]
         if self.masks is not None:
             self.masks = self.masks[torch.from_numpy(chosen)]
@@ -110,8 +108,9 @@ def normalise(pixels: Tensor, preprocess: Preprocess, out: Tensor | None = None)
     image = torch.empty(height, width, 3).permute(2, 0, 1) if out is None else out
     rows, values = image.permute(1, 2, 0).flatten(1), pixels.permute(1, 2, 0).flatten(1)  # (H, 3 W)
     scale, shift = _statistics(preprocess, width)
-    for block, numbers in zip(torch.split(rows, _BLOCK), torch.split(values, _BLOCK), strict=True):
-        torch.addcmul(shift, block.copy_(numbers), scale, out=block)
+    for top in range(0, height, _BLOCK):
+        block = rows[top : top + _BLOCK]
+        torch.addcmul(shift, block.copy_(values[top : top + _BLOCK]), scale, out=block)
     return image
 
 
