@@ -61,7 +61,7 @@ void backward(const Problem& p, const Rows& value, const Rows& key, const Gradie
       const Table<E> values = worker.table(value, b, m), keys = key ? worker.table(key, b, m) : values;
       for (int64_t q = first; q < last; ++q) {
         worker.foresee(b, q, m, g.out);
-        worker.backward(b, q, m, values, keys, g);
+        worker.backward(b, q, m, values, keys, g, [](auto...) {});
       }
     });
   });
@@ -74,11 +74,42 @@ void scatter(const Problem& p, const Scatter& g, int64_t begin, int64_t end, voi
     const int64_t slice = task / parts, first = task % parts * g.levels;
     const int64_t last = first + g.levels < p.levels ? first + g.levels : p.levels;
     if (g.target.dtype == Dtype::f64) {
-      Scatterer<double>(p, g, slice / p.heads, slice % p.heads, Arena(scratch)).run(first, last);
+      Scatterer<double>(p, g, slice / p.heads, slice % p.heads, scratch).run(first, last);
     } else {
-      Scatterer<float>(p, g, slice / p.heads, slice % p.heads, Arena(scratch)).run(first, last);
+      Scatterer<float>(p, g, slice / p.heads, slice % p.heads, scratch).run(first, last);
     }
   }
+}
+
+// Tasks: one image and head each, where key and value are one tensor or there is no key. Every cell gets what `scatter`
+// gives it, in the same order.
+void backward_and_scatter(const Problem& p, const Rows& value, const Gradients& g, const Scatter& rows, int64_t begin,
+                          int64_t end, void* scratch) {
+  with_rows(value, [&](auto working, auto element) {
+    using A = decltype(working);
+    using E = decltype(element);
+    Worker<A, E> worker(p, scratch);
+    for (int64_t slice = begin; slice < end; ++slice) {
+      const int64_t b = slice / p.heads, m = slice % p.heads;
+      Arena arena(static_cast<char*>(scratch) + worker_bytes<A>(p));
+      const RowSums<A> sums(p, rows, b, m, 0, p.tokens, arena);
+      const Table<E> table = worker.table(value, b, m);
+      const auto give = [&](const A* grad, const A* attention, const A* asked, const A* key_weight) {
+        if (p.mask && table.packed) leave_padding(worker.s, p.mask + b * p.tokens, worker.outside);
+        const Gift<A> gift{attention, grad}, second{key_weight, asked};
+        if (asked) {
+          deposit(sums, worker.s, 0, worker.samples, 0, worker.outside, gift, second);
+        } else {
+          deposit(sums, worker.s, 0, worker.samples, 0, worker.outside, gift);
+        }
+      };
+      for (int64_t q = 0; q < p.queries; ++q) {
+        worker.foresee(b, q, m, g.out);
+        worker.backward(b, q, m, table, table, g, give);
+      }
+      sums.finish();
+    }
+  });
 }
 
 // The gradient by reference points and boxes: a sum over heads and points, in a fixed order.
@@ -146,9 +177,15 @@ size_t scatter_bytes(const Problem& p, bool wide, bool direct) {
   return wide ? scatter_room<double>(p, direct) : scatter_room<float>(p, direct);
 }
 
+size_t sums_bytes(const Problem& p, bool wide, bool direct) {
+  return wide ? worker_bytes<double>(p) + RowSums<double>::bytes(p, direct)
+              : worker_bytes<float>(p) + RowSums<float>::bytes(p, direct);
+}
+
 }  // namespace
 
 extern const Kernels DETRCLI_OPS_ISA;
-const Kernels DETRCLI_OPS_ISA = {kBytes, scratch_bytes, scatter_bytes, forward, backward, scatter, reference, pack};
+const Kernels DETRCLI_OPS_ISA = {kBytes, scratch_bytes, scatter_bytes, sums_bytes, forward, backward, scatter, backward_and_scatter,
+                                 reference, pack};
 
 }  // namespace detrcli_ops

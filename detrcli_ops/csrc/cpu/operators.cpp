@@ -93,19 +93,46 @@ Table table_of(const Call& c, const Problem& p, const MaybeTensor& rows) {
   return rows ? table_of(c, p, *rows) : Table{};
 }
 
-// (B, S, M, D): rows += share * source [+ second share * second source] at every sample's corners.
+// Where the gradient of the rows goes, (B, S, M, D), and how it is added up there.
+struct Target {
+  Tensor rows;
+  bool direct;  // into the zeroed target itself
+
+  explicit Target(const Call& c)
+      : rows(torch::stable::empty_like(c.value)),
+        direct(!c.sizes.dense() && c.value.scalar_type() == working_type(c)) {
+    if (direct) torch::stable::zero_(rows);
+  }
+};
+
+// rows += share * source [+ second share * second source] at every sample's corners.
 Tensor scattered(const Call& c, const Problem& p, const Tensor& source, const Tensor& share,
                  const MaybeTensor& second_source = {}, const MaybeTensor& second_share = {}) {
-  const bool direct = !c.sizes.dense() && c.value.scalar_type() == working_type(c);
-  Tensor target = torch::stable::empty_like(c.value);
-  if (direct) torch::stable::zero_(target);
+  const Target target(c);
   // a head a task where that keeps all threads busy; a level a task where there are more threads than that
   const int64_t slices = p.batch * p.heads, levels = slices >= torch::stable::get_num_threads() ? p.levels : 1;
-  const Scatter scatter{array(source),       array(share),  array(second_source),
-                        array(second_share), array(target), direct, levels};
-  run(slices * (p.levels / levels), kernels->scatter_bytes(p, is_wide(c), direct),
+  const Scatter scatter{array(source),       array(share),       array(second_source),
+                        array(second_share), array(target.rows), target.direct, levels};
+  run(slices * (p.levels / levels), kernels->scatter_bytes(p, is_wide(c), target.direct),
       [&](int64_t begin, int64_t end, void* scratch) { kernels->scatter(p, scatter, begin, end, scratch); });
-  return target;
+  return target.rows;
+}
+
+// The gradients of a query and of the rows that it reads in one sweep, while both are in cache.
+Tensor swept(const Call& c, const Problem& p, const Rows& value, const Gradients& gradients) {
+  const Target target(c);
+  const Scatter scatter{{}, {}, {}, {}, array(target.rows), target.direct, p.levels};
+  run(p.batch * p.heads, kernels->sums_bytes(p, is_wide(c), target.direct),
+      [&](int64_t begin, int64_t end, void* scratch) {
+        kernels->backward_and_scatter(p, value, gradients, scatter, begin, end, scratch);
+      });
+  return target.rows;
+}
+
+// Whether all threads are busy, or nearly, with one image and head at a time.
+bool heads_go_round(const Problem& p) {
+  const int64_t slices = p.batch * p.heads, threads = torch::stable::get_num_threads();
+  return slices % threads == 0 || slices >= 4 * threads;
 }
 
 }  // namespace
@@ -131,7 +158,9 @@ Grads backward(const Call& c, const Tensor& grad, Needs needs) {
   const std::vector<int64_t> per_sample{s.batch, s.queries, s.heads, s.samples()};
   const ScalarType working = working_type(c);
   Grads g = make_grads(c, needs);
-  const bool keep = needs.rows && (fused || kda);
+  const bool own = needs.geometry || needs.reference;  // what belongs to the queries
+  const bool at_once = needs.rows && !c.key && (own || fused || kda) && heads_go_round(p);
+  const bool keep = needs.rows && (fused || kda) && !at_once;
   const Tensor attention = make(c.value, keep ? per_sample : std::vector<int64_t>{0}, working);
   const Tensor key_weight = make(c.value, keep && kda ? per_sample : std::vector<int64_t>{0}, working);
   std::vector<int64_t> pairs = per_sample;
@@ -145,7 +174,9 @@ Grads backward(const Call& c, const Tensor& grad, Needs needs) {
                       array_if(keep, attention),
                       array_if(keep && kda, key_weight),
                       array_if(needs.reference, pixels)};
-  if (needs.geometry || needs.reference || keep) {
+  if (at_once) {
+    g.value = swept(c, p, table_of(c, p, c.value).rows, out);
+  } else if (own || keep) {
     const Table value = table_of(c, p, c.value), key = table_of(c, p, c.key);
     run(s.batch * s.heads * query_blocks(s.queries), kernels->scratch_bytes(p, is_wide(c)),
         [&](int64_t begin, int64_t end, void* scratch) {
@@ -157,7 +188,7 @@ Grads backward(const Call& c, const Tensor& grad, Needs needs) {
       kernels->reference(p, out, begin, end);
     });
   }
-  if (!needs.rows) return g;
+  if (!needs.rows || at_once) return g;
   if (kda && !c.key) {
     g.value = scattered(c, p, grad, attention, c.query, key_weight);
   } else {

@@ -64,12 +64,16 @@ struct Kernels {
   int vector_bytes;
   size_t (*scratch_bytes)(const Problem&, bool wide);
   size_t (*scatter_bytes)(const Problem&, bool wide, bool direct);
+  size_t (*sums_bytes)(const Problem&, bool wide, bool direct);  // of backward_and_scatter
   // tasks: blocks of queries of one image and head
   void (*forward)(const Problem&, const Rows& value, const Rows& key, Array out, int64_t begin, int64_t end, void* scratch);
   void (*backward)(const Problem&, const Rows& value, const Rows& key, const Gradients&, int64_t begin, int64_t end,
                    void* scratch);
   // tasks: some levels of one image and head
   void (*scatter)(const Problem&, const Scatter&, int64_t begin, int64_t end, void* scratch);
+  // tasks: one image and head each; no key
+  void (*backward_and_scatter)(const Problem&, const Rows& value, const Gradients&, const Scatter&, int64_t begin,
+                               int64_t end, void* scratch);
   // tasks: queries of all images
   void (*reference)(const Problem&, const Gradients&, int64_t begin, int64_t end);
   // tasks: tokens of all images

@@ -8,6 +8,80 @@ namespace {
 
 constexpr int64_t kGroup = 64;  // samples located together when scattering
 
+// The gradient of some rows of one image and head while it is added up: in place, or in a buffer where they lie together.
+template <class A>
+struct RowSums {
+  const Problem& p;
+  const Scatter& g;
+  int64_t b, m, first, count;  // tokens
+  A *nowhere, *cells;          // what falls outside is added to `nowhere`, which is never read
+
+  RowSums(const Problem& p, const Scatter& g, int64_t b, int64_t m, int64_t first, int64_t count, Arena& arena)
+      : p(p), g(g), b(b), m(m), first(first), count(count) {
+    nowhere = arena.take<A>(padded(p.depth));
+    cells = arena.take<A>(0);
+    std::memset(nowhere, 0, padded(p.depth) * sizeof(A));
+    if (!g.direct) std::memset(cells, 0, count * p.depth * sizeof(A));
+  }
+
+  int64_t target(int64_t token) const { return ((b * p.tokens + token) * p.heads + m) * p.depth; }
+  int64_t stride() const { return g.direct ? p.heads * p.depth : p.depth; }
+  A* row(int64_t token) const { return g.direct ? at<A>(g.target, target(token)) : cells + (token - first) * p.depth; }
+
+  void finish() const {
+    for (int64_t cell = 0; cell < count && !g.direct; ++cell) write(g.target, target(first + cell), p.depth, cells + cell * p.depth);
+  }
+
+  static size_t bytes(const Problem& p, bool direct) {
+    return (padded(p.depth) + (direct ? 0 : p.tokens * p.depth)) * sizeof(A) + 2 * 64;
+  }
+};
+
+// What a query gives to the rows under each of its samples: share * source.
+template <class A>
+struct Gift {
+  const A *share, *source;
+};
+
+// Adds what a query gives, once or twice, to the corners of its samples first..last. Rows count from the token `start`.
+template <class A, class... Gifts>
+void deposit(const RowSums<A>& sums, const Samples<A>& s, int64_t first, int64_t last, int64_t start, int32_t outside, Gifts... gifts) {
+  constexpr int G = sizeof...(Gifts);
+  const int64_t stride = sums.stride();
+  A *const base = sums.row(start), *const nowhere = sums.nowhere;
+  for_blocks<A>(sums.p.depth, [&](int64_t c, auto vectors, int64_t some) {
+    constexpr int V = vectors, R = V ? V : 1, N = Lanes<A>::N;
+    const Gift<A> given[G] = {gifts...};
+    const A* shares[G];
+    Float<A> source[G][R];
+    for (int j = 0; j < G; ++j) {
+      shares[j] = given[j].share;
+      for (int v = 0; v < R; ++v) source[j][v] = load_block<A, V>(given[j].source + c + v * N, some);
+    }
+    const int32_t* const rows[4] = {s.row[0], s.row[1], s.row[2], s.row[3]};
+    const A* const corners[4] = {s.corner[0], s.corner[1], s.corner[2], s.corner[3]};
+    A *const cells = base + c, *const dump = nowhere + c;
+    for (int64_t i = first; i < last; ++i) {
+      Float<A> add[R];
+      for (int v = 0; v < R; ++v) {
+        add[v] = shares[0][i] * source[0][v];
+        if constexpr (G == 2) add[v] += shares[1][i] * source[1][v];
+      }
+      for (int k = 0; k < 4; ++k) {
+        A* to = rows[k][i] == outside ? dump : cells + rows[k][i] * stride;
+        const A w = corners[k][i];
+        if constexpr (V == 0) {  // one by one: a wide read would wait for the narrow write to the same cell before it
+          A parts[N];
+          store(parts, w * add[0]);
+          for (int64_t j = 0; j < some; ++j) to[j] += parts[j];
+        } else {
+          for (int v = 0; v < R; ++v) store(to + v * N, load(to + v * N) + w * add[v]);
+        }
+      }
+    }
+  });
+}
+
 // Adds the gradients of some levels of one image and head, queries in order: each cell's sum does not depend on how levels
 // are shared out. Blocks of queries go through all levels while what they hold is in cache.
 template <class A>
@@ -15,23 +89,22 @@ struct Scatterer {
   const Problem& p;
   const Scatter& g;
   int64_t b, m, samples, together;
+  Arena arena;
   Samples<A> s;
-  A *row, *share, *second_share, *dump, *cells;
+  A *row, *share, *second_share;
 
-  Scatterer(const Problem& p, const Scatter& g, int64_t b, int64_t m, Arena arena)
+  Scatterer(const Problem& p, const Scatter& g, int64_t b, int64_t m, void* scratch)
       : p(p),
         g(g),
         b(b),
         m(m),
         samples(p.levels * p.points),
         together(kGroup > p.points ? kGroup / p.points : 1),
+        arena(scratch),
         s(arena, together * p.points) {
     row = arena.take<A>(2 * padded(p.depth));
     share = arena.take<A>(s.room);
     second_share = arena.take<A>(s.room);
-    dump = arena.take<A>(padded(p.depth));  // what falls outside is added here and never read
-    cells = arena.take<A>(0);
-    std::memset(dump, 0, padded(p.depth) * sizeof(A));
   }
 
   int64_t head(int64_t q) const { return (b * p.queries + q) * p.heads + m; }
@@ -41,24 +114,20 @@ struct Scatterer {
     int64_t skipped = 0, used = 0;
     for (int64_t l = 0; l < first_level; ++l) skipped += size(l);
     for (int64_t l = first_level; l < last_level; ++l) used += size(l);
-    if (!g.direct) std::memset(cells, 0, used * p.depth * sizeof(A));
+    const RowSums<A> sums(p, g, b, m, skipped, used, arena);
     for (int64_t block = 0; block < p.queries; block += kQueryBlock) {
       const int64_t end = block + kQueryBlock < p.queries ? block + kQueryBlock : p.queries;
       int64_t start = skipped;
       for (int64_t l = first_level; l < last_level; ++l) {
         if (size(l)) {
           describe_level(s, 0, together * p.points, p.shapes[2 * l], p.shapes[2 * l + 1], 0);
-          for (int64_t q = block; q < end; q += together) add(l, start, start - skipped, q, q + together < end ? q + together : end);
+          for (int64_t q = block; q < end; q += together) add(sums, l, start, q, q + together < end ? q + together : end);
         }
         start += size(l);
       }
     }
-    for (int64_t cell = 0; cell < used && !g.direct; ++cell) {
-      write(g.target, target_of(skipped + cell), p.depth, cells + cell * p.depth);
-    }
+    sums.finish();
   }
-
-  int64_t target_of(int64_t token) const { return ((b * p.tokens + token) * p.heads + m) * p.depth; }
 
   // Reads and locates the samples of a few queries in one level.
   void place(int64_t level, int64_t start, int64_t first, int64_t last) {
@@ -85,66 +154,27 @@ struct Scatterer {
     if (p.mask) leave_padding(s, p.mask + b * p.tokens + start, outside);
   }
 
-  void add(int64_t level, int64_t start, int64_t first_cell, int64_t first, int64_t last) {
+  void add(const RowSums<A>& sums, int64_t level, int64_t start, int64_t first, int64_t last) {
     place(level, start, first, last);
-    A* base = g.direct ? at<A>(g.target, target_of(start)) : cells + first_cell * p.depth;
+    const int32_t outside = static_cast<int32_t>(size(level));
     for (int64_t q = first; q < last; ++q) {
       if (q + kAhead < p.queries) prefetch(g.source, head(q + kAhead) * p.depth, p.depth);
-      const A* source = view(g.source, head(q) * p.depth, p.depth, row);
-      const int64_t from = (q - first) * p.points;
+      const Gift<A> gift{share, view(g.source, head(q) * p.depth, p.depth, row)};
+      const int64_t from = (q - first) * p.points, to = from + p.points;
       if (g.second_source) {
-        const A* second = view(g.second_source, head(q) * p.depth, p.depth, row + padded(p.depth));
-        deposit(base, static_cast<int32_t>(size(level)), from, source, second, std::true_type{});
+        const Gift<A> second{second_share, view(g.second_source, head(q) * p.depth, p.depth, row + padded(p.depth))};
+        deposit(sums, s, from, to, start, outside, gift, second);
       } else {
-        deposit(base, static_cast<int32_t>(size(level)), from, source, source, std::false_type{});
+        deposit(sums, s, from, to, start, outside, gift);
       }
     }
-  }
-
-  // Adds one query's samples, from the one at `from` on, to their cells.
-  template <bool both>
-  void deposit(A* base, int32_t outside, int64_t from, const A* source, const A* second,
-               std::integral_constant<bool, both>) {
-    const int64_t stride = g.direct ? p.heads * p.depth : p.depth;
-    for_blocks<A>(p.depth, [&](int64_t c, auto vectors, int64_t some) {
-      constexpr int V = vectors, R = V ? V : 1, N = Lanes<A>::N;
-      Float<A> one[R], two[R];
-      for (int v = 0; v < R; ++v) {
-        one[v] = load_block<A, V>(source + c + v * N, some);
-        if constexpr (both) two[v] = load_block<A, V>(second + c + v * N, some);
-      }
-      const A *const first_shares = share, *const second_shares = second_share;
-      const int32_t* const rows[4] = {s.row[0], s.row[1], s.row[2], s.row[3]};
-      const A* const corners[4] = {s.corner[0], s.corner[1], s.corner[2], s.corner[3]};
-      A *const cells = base + c, *const nowhere = dump + c;
-      const int64_t end = from + p.points;
-      for (int64_t i = from; i < end; ++i) {
-        Float<A> add[R];
-        for (int v = 0; v < R; ++v) {
-          add[v] = first_shares[i] * one[v];
-          if constexpr (both) add[v] += second_shares[i] * two[v];
-        }
-        for (int k = 0; k < 4; ++k) {
-          A* to = rows[k][i] == outside ? nowhere : cells + rows[k][i] * stride;
-          const A w = corners[k][i];
-          if constexpr (V == 0) {  // one by one: a wide read would wait for the narrow write to the same cell before it
-            A parts[N];
-            store(parts, w * add[0]);
-            for (int64_t j = 0; j < some; ++j) to[j] += parts[j];
-          } else {
-            for (int v = 0; v < R; ++v) store(to + v * N, load(to + v * N) + w * add[v]);
-          }
-        }
-      }
-    });
   }
 };
 
 template <class A>
 size_t scatter_room(const Problem& p, bool direct) {
   const int64_t group = kGroup > p.points ? kGroup : p.points, room = padded(group) + kPad;
-  const int64_t cells = direct ? 0 : p.tokens;
-  return samples_bytes<A>(group) + (3 * padded(p.depth) + 2 * room + cells * p.depth) * sizeof(A) + 16 * 64;
+  return samples_bytes<A>(group) + (2 * padded(p.depth) + 2 * room) * sizeof(A) + 14 * 64 + RowSums<A>::bytes(p, direct);
 }
 
 }  // namespace
