@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 
 from detrcli import ops
 from detrcli.errors import ModelError
+from detrcli.export import layers
 from detrcli.export.plan import Request
 from detrcli.nn.speed import fold_frozen_norms
 from detrcli.ops import whole
@@ -76,7 +77,7 @@ def trace(graph: Graph, request: Request, preprocess: Preprocess) -> ExportedPro
     batch = Dim.DYNAMIC if "batch" in request.dynamic else Dim.STATIC
     side = Dim.DYNAMIC if "size" in request.dynamic else Dim.STATIC
     shapes = {"images": {0: batch, 2: side, 3: side}, "mask": {0: batch, 1: side, 2: side}}
-    with torch.no_grad(), attention(request), watched(graph) as path:
+    with torch.no_grad(), whole_parts(request), watched(graph) as path:
         try:
             return torch.export.export(graph, (images, mask), dynamic_shapes=shapes, strict=False)
         except Exception as error:  # torch has many kinds for what a model does that no graph can
@@ -84,10 +85,12 @@ def trace(graph: Graph, request: Request, preprocess: Preprocess) -> ExportedPro
 
 
 @contextmanager
-def attention(request: Request) -> Iterator[None]:
-    """How deformable attention is traced: for ONNX as one operator, that the writer spells out, unless indexing is asked for."""
-    spelled_out = request.format != "pt2" and request.msda == "gridsample"
-    with ops.use(FORMS[request.msda]), whole.use() if spelled_out else nullcontext():
+def whole_parts(request: Request) -> Iterator[None]:
+    """For ONNX what the writer spells out is traced as one operator: layers, and attention unless indexing is asked for."""
+    spelled_out = request.format != "pt2"
+    as_one = layers.AsOne() if spelled_out else nullcontext()
+    sampled = whole.use() if spelled_out and request.msda == "gridsample" else nullcontext()
+    with ops.use(FORMS[request.msda]), sampled, as_one:
         yield
 
 

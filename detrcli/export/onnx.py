@@ -18,7 +18,7 @@ import torch
 from torch.export import ExportedProgram
 
 from detrcli.errors import ModelError
-from detrcli.export import attention, functional
+from detrcli.export import attention, functional, layers
 from detrcli.export.description import KEY, Description
 from detrcli.export.graph import module_of
 
@@ -118,7 +118,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
         aten.rsub.Scalar: rsub,
         aten.nan_to_num.default: nan_to_num,
     }
-    return forms | attention.translations(op)
+    return forms | attention.translations(op) | layers.translations(op)
 
 
 def pooling(op: Any) -> Callable[..., Any]:

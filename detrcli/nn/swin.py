@@ -109,6 +109,9 @@ class PaddedMerging(PatchMerging):
 
 
 def padded(x: Tensor, unit: tuple[int, int]) -> Tensor:
-    """x (B, H, W, C) with zeros at the bottom and on the right, to whole multiples of a size."""
-    down, right = ((n + part - 1) // part * part - n for n, part in zip(x.shape[1:3], unit, strict=True))
+    """x (B, H, W, C) with zeros at the bottom and on the right, to whole multiples of a size.
+
+    Rounded up as (n - 1) // part + 1: of such terms those of all later maps fold into one, where n is an exporter's symbol.
+    """
+    down, right = (((n - 1) // part + 1) * part - n for n, part in zip(x.shape[1:3], unit, strict=True))
     return F.pad(x, (0, 0, 0, right, 0, down))
