@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from detrcli import ops
+from detrcli.export import layers
 from detrcli.export import onnx as onnx_file
 from detrcli.export.description import Description
 from detrcli.export.graph import Graph, trace
@@ -137,3 +138,43 @@ def test_numbers_that_got_lost_are_put_back_as_in_torch(known, half):
     assert set(wanted.boxes.unique().tolist()) == {-1, 1}
     torch.testing.assert_close(torch.from_numpy(found[0]), wanted.logits.float(), rtol=0, atol=0)
     torch.testing.assert_close(torch.from_numpy(found[1]), wanted.boxes.float(), rtol=0, atol=0)
+
+
+def test_layers_as_one_operator_have_the_shapes_of_their_answers():
+    x, weight, bias = torch.randn(2, 3, 5, 4), torch.randn(6, 4), torch.randn(6)
+    torch.library.opcheck(layers.linear, (x, weight, bias), test_utils="test_faketensor")
+    torch.library.opcheck(layers.linear, (x[0, 0], weight), test_utils="test_faketensor")
+    torch.library.opcheck(layers.layer_norm, (x, [5, 4]), test_utils="test_faketensor")
+    torch.library.opcheck(layers.matmul, (x, torch.randn(3, 4, 7)), test_utils="test_faketensor")
+
+
+class Layers(nn.Module):
+    """A detector of one query, of each layer that is one operator while it is traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.plain = nn.Linear(3, 8), nn.Linear(8, 8, bias=False)
+        self.norm, self.bare = nn.LayerNorm(8), nn.LayerNorm((1, 8), elementwise_affine=False)
+
+    def forward(self, images, mask):
+        x = self.norm(self.plain(self.linear(images.flatten(2).mT)))
+        x = self.bare((x.mT @ x)[:, :1])
+        return Output(x[:, :, :4], x[:, :, 4:].sigmoid())
+
+
+def test_layers_are_traced_as_one_operator_and_written_as_in_torch():
+    model, request = Layers(), Request(format="onnx")
+    program = trace(Graph(model, request, PICTURES, lambda output, sizes: []), request, PICTURES)
+    traced = {str(node.target) for node in program.graph.nodes}
+    assert {"detrcli.linear.default", "detrcli.layer_norm.default", "detrcli.matmul.default"} <= traced
+    about = Description(
+        model="a/b", config={}, categories=Categories((), ()), preprocess=PICTURES, format="onnx"
+    )
+    file = onnx_file.convert(program, about).SerializeToString()
+    images, mask = torch.randn(3, 3, 50, 70), torch.zeros(3, 50, 70, dtype=torch.bool)
+    session = onnxruntime.InferenceSession(file)
+    logits, boxes = session.run(None, {"images": images.numpy(), "mask": mask.numpy()})
+    with torch.no_grad():
+        expected = model(images, mask)
+    torch.testing.assert_close(torch.from_numpy(logits), expected.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(boxes), expected.boxes, rtol=1e-4, atol=1e-4)
