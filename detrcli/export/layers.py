@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
+
 
 class AsOne(TorchFunctionMode):
     """Inside the block the layers are the operators below."""
@@ -22,11 +24,11 @@ class AsOne(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function is F.linear:
+        if function is F.linear and len(args) > 1 and args[1].ndim == 2:
             return linear(*args, **kwargs)
         if function is F.layer_norm:
             return layer_norm(*args, **kwargs)
-        if function in (torch.matmul, Tensor.matmul, Tensor.__matmul__) and min(x.ndim for x in args) > 1:
+        if function in MATMULS and len(args) == 2 and min(x.ndim for x in args) > 1:
             return matmul(*args)
         return function(*args, **kwargs)
 

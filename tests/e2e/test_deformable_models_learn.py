@@ -15,7 +15,7 @@ from detrcli.train.run import train
         ("deformable_detr", 0.45),
         ("lite_deformable", 0.45),
         ("lite_dino", 0.55),
-        pytest.param("dino", 0.55, marks=pytest.mark.long),  # lite_dino with another encoder
+        ("dino", 0.55),
     ],
 )
 def test_tiny_learns_shapes(tmp_path, model, ap50):

@@ -66,7 +66,7 @@ def test_a_setting_of_the_model_changes_what_is_written(make):
     assert 'type="GridSample"' in exported.file.read_text()
 
 
-@pytest.mark.parametrize("family", ["lite_dino", pytest.param("dino", marks=pytest.mark.long)])
+@pytest.mark.parametrize("family", ["lite_dino", "dino"])
 def test_every_number_agrees_at_one_size(family, make):
     assert {case.agreement for case in make(family, dynamic=(), size=(96, 128)).report.cases} == {1}
 

@@ -20,6 +20,21 @@ pytest.importorskip("onnxscript")
 PICTURES = Preprocess(short_side=500, long_side=900)
 
 
+def written(model, **options):
+    """The traced program, and what the writer makes of it."""
+    request = Request(format="onnx", **options)
+    program = trace(Graph(model, request, PICTURES, lambda output, sizes: []), request, PICTURES)
+    about = Description(
+        model="a/b", config={}, categories=Categories((), ()), preprocess=PICTURES, format="onnx",
+        precision="float16" if request.half else "float32",
+    )  # fmt: skip
+    return program, onnx_file.convert(program, about)
+
+
+def session_of(file):
+    return onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
 class Pools(nn.Module):
     """A detector of 35 queries, one for each part of the picture."""
 
@@ -35,13 +50,8 @@ class Pools(nn.Module):
 
 def test_adaptive_pooling_follows_the_size():
     """The exporter's own form reads the places that the traced size had."""
-    model, request = Pools(), Request(format="onnx")
-    program = trace(Graph(model, request, PICTURES, lambda output, sizes: []), request, PICTURES)
-    about = Description(
-        model="a/b", config={}, categories=Categories((), ()), preprocess=PICTURES, format="onnx"
-    )
-    file = onnx_file.convert(program, about).SerializeToString()
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    model = Pools()
+    session = session_of(written(model)[1])
     for size in ((64, 96), (32, 200), (100, 61), (20, 16)):
         images, mask = torch.randn(2, 3, *size), torch.zeros(2, *size, dtype=torch.bool)
         with torch.no_grad():
@@ -81,14 +91,10 @@ class Attends(nn.Module):
 
 def test_deformable_attention_is_written_in_standard_operators():
     torch.manual_seed(0)
-    model, request = Attends().eval(), Request(format="onnx")
-    program = trace(Graph(model, request, PICTURES, lambda output, sizes: []), request, PICTURES)
-    about = Description(
-        model="a/b", config={}, categories=Categories((), ()), preprocess=PICTURES, format="onnx"
-    )
-    file = onnx_file.convert(program, about)
+    model = Attends().eval()
+    _, file = written(model)
     assert {node.domain for node in file.graph.node} == {""}
-    session = onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = session_of(file)
     for batch, height, width in ((2, 64, 96), (1, 50, 111)):
         images, mask = (
             torch.randn(batch, 3, height, width),
@@ -123,14 +129,8 @@ class Cleans(nn.Module):
 @pytest.mark.parametrize("known", [False, True])
 def test_numbers_that_got_lost_are_put_back_as_in_torch(known, half):
     torch.manual_seed(0)
-    model, request = Cleans(known), Request(format="onnx", half=half)
-    program = trace(Graph(model, request, PICTURES, lambda output, sizes: []), request, PICTURES)
-    about = Description(
-        model="a/b", config={}, categories=Categories((), ()), preprocess=PICTURES, format="onnx",
-        precision="float16" if half else "float32",
-    )  # fmt: skip
-    file = onnx_file.convert(program, about).SerializeToString()
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    model = Cleans(known)
+    session = session_of(written(model, half=half)[1])
     images, mask = torch.randn(2, 3, 40, 56), torch.zeros(2, 40, 56, dtype=torch.bool)
     wanted = model(images.half() if half else images, mask)
     found = session.run(["logits", "boxes"], {"images": images.numpy(), "mask": mask.numpy()})
@@ -148,6 +148,15 @@ def test_layers_as_one_operator_have_the_shapes_of_their_answers():
     torch.library.opcheck(layers.matmul, (x, torch.randn(3, 4, 7)), test_utils="test_faketensor")
 
 
+def test_what_is_no_layer_of_rows_is_left_to_torch():
+    x, vector = torch.randn(2, 5, 4), torch.randn(4)
+    with layers.AsOne():
+        assert torch.matmul(input=x, other=vector).shape == (2, 5)
+        assert (x @ vector).shape == (2, 5)
+        assert nn.functional.linear(x, vector).shape == (2, 5)
+        assert nn.functional.linear(input=x, weight=vector[None]).shape == (2, 5, 1)
+
+
 class Layers(nn.Module):
     """A detector of one query, of each layer that is one operator while it is traced."""
 
@@ -163,17 +172,13 @@ class Layers(nn.Module):
 
 
 def test_layers_are_traced_as_one_operator_and_written_as_in_torch():
-    model, request = Layers(), Request(format="onnx")
-    program = trace(Graph(model, request, PICTURES, lambda output, sizes: []), request, PICTURES)
+    model = Layers()
+    program, file = written(model)
     traced = {str(node.target) for node in program.graph.nodes}
     assert {"detrcli.linear.default", "detrcli.layer_norm.default", "detrcli.matmul.default"} <= traced
-    about = Description(
-        model="a/b", config={}, categories=Categories((), ()), preprocess=PICTURES, format="onnx"
-    )
-    file = onnx_file.convert(program, about).SerializeToString()
+    session = session_of(file)
     images, mask = torch.randn(3, 3, 50, 70), torch.zeros(3, 50, 70, dtype=torch.bool)
-    session = onnxruntime.InferenceSession(file)
-    logits, boxes = session.run(None, {"images": images.numpy(), "mask": mask.numpy()})
+    logits, boxes = session.run(["logits", "boxes"], {"images": images.numpy(), "mask": mask.numpy()})
     with torch.no_grad():
         expected = model(images, mask)
     torch.testing.assert_close(torch.from_numpy(logits), expected.logits, rtol=1e-4, atol=1e-4)

@@ -72,7 +72,7 @@ def many(names, parts):
     return {name: three_steps(name, parts) for name in names}
 
 
-@pytest.mark.parametrize(("parts", "names"), [pytest.param(1, EXACT[:2], marks=pytest.mark.long), (2, EXACT)])
+@pytest.mark.parametrize(("parts", "names"), [(1, EXACT[:2]), (2, EXACT)])
 def test_two_ranks_compute_what_one_does(parts, names):
     """In float64, so that nothing hides in rounding; the third step shows that the weights went the same way, too."""
     shared = launch.on_ranks(2, many, names + NOISY, parts)

@@ -73,7 +73,7 @@ void scatter(const Problem& p, const Scatter& g, int64_t begin, int64_t end, voi
   for (int64_t task = begin; task < end; ++task) {
     const int64_t slice = task / parts, first = task % parts * g.levels;
     const int64_t last = first + g.levels < p.levels ? first + g.levels : p.levels;
-    if (g.target.dtype == Dtype::f64) {
+    if (g.to.rows.dtype == Dtype::f64) {
       Scatterer<double>(p, g, slice / p.heads, slice % p.heads, scratch).run(first, last);
     } else {
       Scatterer<float>(p, g, slice / p.heads, slice % p.heads, scratch).run(first, last);
@@ -81,9 +81,8 @@ void scatter(const Problem& p, const Scatter& g, int64_t begin, int64_t end, voi
   }
 }
 
-// Tasks: one image and head each, where key and value are one tensor or there is no key. Every cell gets what `scatter`
-// gives it, in the same order.
-void backward_and_scatter(const Problem& p, const Rows& value, const Gradients& g, const Scatter& rows, int64_t begin,
+// Tasks: one image and head each, without keys. Every row gets what `scatter` gives it, in the same order.
+void backward_and_scatter(const Problem& p, const Rows& value, const Gradients& g, const Target& target, int64_t begin,
                           int64_t end, void* scratch) {
   with_rows(value, [&](auto working, auto element) {
     using A = decltype(working);
@@ -92,16 +91,11 @@ void backward_and_scatter(const Problem& p, const Rows& value, const Gradients& 
     for (int64_t slice = begin; slice < end; ++slice) {
       const int64_t b = slice / p.heads, m = slice % p.heads;
       Arena arena(static_cast<char*>(scratch) + worker_bytes<A>(p));
-      const RowSums<A> sums(p, rows, b, m, 0, p.tokens, arena);
+      const RowSums<A> sums(p, target, b, m, 0, p.tokens, arena);
       const Table<E> table = worker.table(value, b, m);
-      const auto give = [&](const A* grad, const A* attention, const A* asked, const A* key_weight) {
+      const auto give = [&](const A* grad, const A* attention) {
         if (p.mask && table.packed) leave_padding(worker.s, p.mask + b * p.tokens, worker.outside);
-        const Gift<A> gift{attention, grad}, second{key_weight, asked};
-        if (asked) {
-          deposit(sums, worker.s, 0, worker.samples, 0, worker.outside, gift, second);
-        } else {
-          deposit(sums, worker.s, 0, worker.samples, 0, worker.outside, gift);
-        }
+        deposit(sums, worker.s, 0, worker.samples, 0, worker.outside, Gift<A>{attention, grad});
       };
       for (int64_t q = 0; q < p.queries; ++q) {
         worker.foresee(b, q, m, g.out);

@@ -93,40 +93,35 @@ Table table_of(const Call& c, const Problem& p, const MaybeTensor& rows) {
   return rows ? table_of(c, p, *rows) : Table{};
 }
 
-// Where the gradient of the rows goes, (B, S, M, D), and how it is added up there.
-struct Target {
-  Tensor rows;
-  bool direct;  // into the zeroed target itself
-
-  explicit Target(const Call& c)
-      : rows(torch::stable::empty_like(c.value)),
-        direct(!c.sizes.dense() && c.value.scalar_type() == working_type(c)) {
-    if (direct) torch::stable::zero_(rows);
-  }
-};
+// How a gradient of the rows is added up in `rows`: there where few are read, by a buffer where many are.
+Target target_in(const Call& c, Tensor& rows) {
+  const bool direct = !c.sizes.dense() && c.value.scalar_type() == working_type(c);
+  if (direct) torch::stable::zero_(rows);
+  return {array(rows), direct};
+}
 
 // rows += share * source [+ second share * second source] at every sample's corners.
 Tensor scattered(const Call& c, const Problem& p, const Tensor& source, const Tensor& share,
                  const MaybeTensor& second_source = {}, const MaybeTensor& second_share = {}) {
-  const Target target(c);
+  Tensor rows = torch::stable::empty_like(c.value);
+  const Target target = target_in(c, rows);
   // a head a task where that keeps all threads busy; a level a task where there are more threads than that
   const int64_t slices = p.batch * p.heads, levels = slices >= torch::stable::get_num_threads() ? p.levels : 1;
-  const Scatter scatter{array(source),       array(share),       array(second_source),
-                        array(second_share), array(target.rows), target.direct, levels};
+  const Scatter scatter{array(source), array(share), array(second_source), array(second_share), target, levels};
   run(slices * (p.levels / levels), kernels->scatter_bytes(p, is_wide(c), target.direct),
       [&](int64_t begin, int64_t end, void* scratch) { kernels->scatter(p, scatter, begin, end, scratch); });
-  return target.rows;
+  return rows;
 }
 
 // The gradients of a query and of the rows that it reads in one sweep, while both are in cache.
 Tensor swept(const Call& c, const Problem& p, const Rows& value, const Gradients& gradients) {
-  const Target target(c);
-  const Scatter scatter{{}, {}, {}, {}, array(target.rows), target.direct, p.levels};
+  Tensor rows = torch::stable::empty_like(c.value);
+  const Target target = target_in(c, rows);
   run(p.batch * p.heads, kernels->sums_bytes(p, is_wide(c), target.direct),
       [&](int64_t begin, int64_t end, void* scratch) {
-        kernels->backward_and_scatter(p, value, gradients, scatter, begin, end, scratch);
+        kernels->backward_and_scatter(p, value, gradients, target, begin, end, scratch);
       });
-  return target.rows;
+  return rows;
 }
 
 // Whether all threads are busy, or nearly, with one image and head at a time.
@@ -159,7 +154,7 @@ Grads backward(const Call& c, const Tensor& grad, Needs needs) {
   const ScalarType working = working_type(c);
   Grads g = make_grads(c, needs);
   const bool own = needs.geometry || needs.reference;  // what belongs to the queries
-  const bool at_once = needs.rows && !c.key && (own || fused || kda) && heads_go_round(p);
+  const bool at_once = needs.rows && !kda && (own || fused) && heads_go_round(p);
   const bool keep = needs.rows && (fused || kda) && !at_once;
   const Tensor attention = make(c.value, keep ? per_sample : std::vector<int64_t>{0}, working);
   const Tensor key_weight = make(c.value, keep && kda ? per_sample : std::vector<int64_t>{0}, working);

@@ -51,12 +51,17 @@ struct Gradients {
   Array pixels;      // (B, Q, M, L*P, 2) working type: gradient by pixel coordinates, kept for the reference's gradient
 };
 
+// Where the gradient of the rows is added up.
+struct Target {
+  Array rows;   // (B, S, M, D)
+  bool direct;  // there, zeroed before; else by a buffer of one head
+};
+
 // One scattered gradient: rows += share * source, and, where key and value are one tensor, + second share * second source.
 struct Scatter {
   Array source, share;                // (B, Q, M, D), (B, Q, M, L*P)
   Array second_source, second_share;  // may be null
-  Array target;                       // (B, S, M, D)
-  bool direct;                        // add into the (zeroed) target; else by a buffer of one head
+  Target to;
   int64_t levels;                     // that one task takes
 };
 
@@ -71,8 +76,8 @@ struct Kernels {
                    void* scratch);
   // tasks: some levels of one image and head
   void (*scatter)(const Problem&, const Scatter&, int64_t begin, int64_t end, void* scratch);
-  // tasks: one image and head each; no key
-  void (*backward_and_scatter)(const Problem&, const Rows& value, const Gradients&, const Scatter&, int64_t begin,
+  // tasks: one image and head each; not for kda
+  void (*backward_and_scatter)(const Problem&, const Rows& value, const Gradients&, const Target&, int64_t begin,
                                int64_t end, void* scratch);
   // tasks: queries of all images
   void (*reference)(const Problem&, const Gradients&, int64_t begin, int64_t end);

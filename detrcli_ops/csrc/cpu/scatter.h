@@ -12,24 +12,24 @@ constexpr int64_t kGroup = 64;  // samples located together when scattering
 template <class A>
 struct RowSums {
   const Problem& p;
-  const Scatter& g;
+  const Target& to;
   int64_t b, m, first, count;  // tokens
   A *nowhere, *cells;          // what falls outside is added to `nowhere`, which is never read
 
-  RowSums(const Problem& p, const Scatter& g, int64_t b, int64_t m, int64_t first, int64_t count, Arena& arena)
-      : p(p), g(g), b(b), m(m), first(first), count(count) {
+  RowSums(const Problem& p, const Target& to, int64_t b, int64_t m, int64_t first, int64_t count, Arena& arena)
+      : p(p), to(to), b(b), m(m), first(first), count(count) {
     nowhere = arena.take<A>(padded(p.depth));
     cells = arena.take<A>(0);
     std::memset(nowhere, 0, padded(p.depth) * sizeof(A));
-    if (!g.direct) std::memset(cells, 0, count * p.depth * sizeof(A));
+    if (!to.direct) std::memset(cells, 0, count * p.depth * sizeof(A));
   }
 
   int64_t target(int64_t token) const { return ((b * p.tokens + token) * p.heads + m) * p.depth; }
-  int64_t stride() const { return g.direct ? p.heads * p.depth : p.depth; }
-  A* row(int64_t token) const { return g.direct ? at<A>(g.target, target(token)) : cells + (token - first) * p.depth; }
+  int64_t stride() const { return to.direct ? p.heads * p.depth : p.depth; }
+  A* row(int64_t token) const { return to.direct ? at<A>(to.rows, target(token)) : cells + (token - first) * p.depth; }
 
   void finish() const {
-    for (int64_t cell = 0; cell < count && !g.direct; ++cell) write(g.target, target(first + cell), p.depth, cells + cell * p.depth);
+    for (int64_t cell = 0; cell < count && !to.direct; ++cell) write(to.rows, target(first + cell), p.depth, cells + cell * p.depth);
   }
 
   static size_t bytes(const Problem& p, bool direct) {
@@ -114,7 +114,7 @@ struct Scatterer {
     int64_t skipped = 0, used = 0;
     for (int64_t l = 0; l < first_level; ++l) skipped += size(l);
     for (int64_t l = first_level; l < last_level; ++l) used += size(l);
-    const RowSums<A> sums(p, g, b, m, skipped, used, arena);
+    const RowSums<A> sums(p, g.to, b, m, skipped, used, arena);
     for (int64_t block = 0; block < p.queries; block += kQueryBlock) {
       const int64_t end = block + kQueryBlock < p.queries ? block + kQueryBlock : p.queries;
       int64_t start = skipped;

@@ -124,19 +124,18 @@ struct Worker {
     });
   }
 
-  // Gradients by everything that belongs to this query and head. `give(grad, attention, asked, key weights)` is called with
-  // what the rows get: the attention's share of grad and, in kda, the key weights' share of the query.
+  // Gradients by everything that belongs to this query and head. `give(grad, attention)` is called with what the values get,
+  // the attention's share of grad.
   template <class Give>
   void backward(int64_t b, int64_t q, int64_t m, const Table<E>& value, const Table<E>& key, const Gradients& g, Give give) {
     place(b, q, m, value.packed);
     const int64_t first = head(b, q, m) * samples;
     const A* grad = view(g.out, head(b, q, m) * p.depth, p.depth, row + padded(p.depth));
-    const A* asked = p.kind == Kind::kda ? query(b, q, m) : nullptr;
     std::memset(dots, 0, 4 * s.room * sizeof(A));
     corner_dots(s, value, p.depth, grad, dots);
     if (p.kind == Kind::kda) {
       std::memset(key_dots, 0, 4 * s.room * sizeof(A));
-      corner_dots(s, key, p.depth, asked, key_dots);
+      corner_dots(s, key, p.depth, query(b, q, m), key_dots);
       for (int64_t i = 0; i < samples; ++i) s.weight[i] = blend(key_dots, i) * static_cast<A>(p.scale);
       softmax(s.weight, samples);
     } else {
@@ -158,7 +157,7 @@ struct Worker {
     }
     if (g.attention) write(g.attention, first, samples, s.weight);
     if (g.locations || g.pixels) write_locations(first, by_weight, g);
-    give(grad, s.weight, asked, by_weight);
+    give(grad, s.weight);
     if (g.query) {
       for (int64_t i = samples; i < s.room; ++i) by_weight[i] = 0;
       std::memcpy(s.weight, by_weight, s.room * sizeof(A));
