@@ -111,30 +111,6 @@ def traced_size(preprocess: Preprocess) -> tuple[int, int]:
 
 
 @contextmanager
-def samples_have_shapes() -> Iterator[None]:
-    """Tell torch the shape of what grid_sample answers: it would trace the whole interpolation to find it, each time.
-
-    That is most of the time that deformable models take to trace, to write, and to load again as a pt2.
-    """
-    try:
-        from torch._subclasses.fake_impls import FAST_OP_IMPLEMENTATIONS, register_fast_op_impl
-    except ImportError:  # a private door of torch; behind another one all is the same, and slower
-        yield
-        return
-    sampler = torch.ops.aten.grid_sampler_2d.default
-
-    def answer(mode: Any, image: Tensor, grid: Tensor, *options: Any) -> Tensor:
-        with mode:
-            return image.new_empty((*image.shape[:2], *grid.shape[1:3]))
-
-    register_fast_op_impl(sampler)(answer)
-    try:
-        yield
-    finally:
-        FAST_OP_IMPLEMENTATIONS.pop(sampler, None)
-
-
-@contextmanager
 def watched(graph: nn.Module) -> Iterator[list[str]]:
     """The names of the modules that are running, innermost last; left as it is by an error."""
     path: list[str] = []

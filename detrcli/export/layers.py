@@ -1,4 +1,4 @@
-"""Linear layers, norms and products of matrices as one operator of torch each, for a writer that spells them out itself.
+"""Linear layers, norms, products of matrices and running sums as one operator of torch each, for a writer that spells them out.
 
 torch takes them apart to find the shape of what they answer, every time it meets them; where sizes are symbols of many terms, as
 behind a Swin backbone, that was a third of the time that a model took to trace.
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
+CUMSUMS = (torch.cumsum, Tensor.cumsum)
 
 
 class AsOne(TorchFunctionMode):
@@ -30,6 +31,8 @@ class AsOne(TorchFunctionMode):
             return layer_norm(*args, **kwargs)
         if function in MATMULS and len(args) == 2 and min(x.ndim for x in args) > 1:
             return matmul(*args)
+        if function in CUMSUMS and len(args) == 2 and not kwargs and args[0].is_floating_point():
+            return cumsum(*args)
         return function(*args, **kwargs)
 
 
@@ -70,6 +73,16 @@ def _(input: Tensor, other: Tensor) -> Tensor:
     return input.new_empty((*batch, input.shape[-2], other.shape[-1]))
 
 
+@torch.library.custom_op("detrcli::cumsum", mutates_args=())
+def cumsum(input: Tensor, dim: int) -> Tensor:
+    return torch.cumsum(input, dim)
+
+
+@cumsum.register_fake
+def _(input: Tensor, dim: int) -> Tensor:
+    return input.new_empty(input.shape)
+
+
 def translations(op: Any) -> dict[Any, Callable[..., Any]]:
     """The operators, by what they are in the opset `op`."""
 
@@ -89,4 +102,12 @@ def translations(op: Any) -> dict[Any, Callable[..., Any]]:
     def matmul_(x: Any, y: Any) -> Any:
         return op.MatMul(x, y)
 
-    return {linear._opoverload: linear_, layer_norm._opoverload: layer_norm_, matmul._opoverload: matmul_}
+    def cumsum_(x: Any, dim: int) -> Any:
+        return op.CumSum(x, op.Constant(value_int=dim))
+
+    return {
+        linear._opoverload: linear_,
+        layer_norm._opoverload: layer_norm_,
+        matmul._opoverload: matmul_,
+        cumsum._opoverload: cumsum_,
+    }

@@ -27,9 +27,10 @@ from detrcli.evaluate.run import evaluate, match_categories
 from detrcli.export import onnx, openvino, program
 from detrcli.export import verify as verification
 from detrcli.export.description import Description
-from detrcli.export.graph import Graph, samples_have_shapes, trace
+from detrcli.export.graph import Graph, trace
 from detrcli.export.plan import NEEDS, Request, check_place, check_software
 from detrcli.export.runtime import load
+from detrcli.export.shortcuts import samples_have_shapes, types_without_running
 from detrcli.export.verify import Pair, Report
 from detrcli.files import replacing
 from detrcli.nn.speed import fastest
@@ -137,7 +138,7 @@ def export(
     with workplace(out) as folder:
         at = folder / out.name
         tell(f"writing {request.format}")
-        with samples_have_shapes():
+        with samples_have_shapes(), types_without_running():
             write(at, traced, described, out)
         del graph, traced  # their copies of the weights
         tell("running both on the same pictures" if verify else "not verified")

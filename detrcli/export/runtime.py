@@ -15,8 +15,8 @@ from detrcli.config import from_plain
 from detrcli.errors import CheckpointError, DetrError, UsageError
 from detrcli.export import program
 from detrcli.export.description import KEY, SUFFIXES, Description, Format, parse
-from detrcli.export.graph import samples_have_shapes
 from detrcli.export.plan import check_software
+from detrcli.export.shortcuts import samples_have_shapes
 from detrcli.nn.inference import choose_device
 from detrcli.plugins import resolve
 from detrcli.predict.run import Predictor

@@ -77,15 +77,21 @@ class PaddedBlock(SwinTransformerBlock):
 
     def apart(self, height: int, width: int, like: Tensor) -> Tensor:
         """(windows, 1, N, N): -100 between places that lie together only because the map was shifted around its edges."""
-        places = [torch.arange(n, device=like.device) for n in (height, width)]
         rows, columns = (
-            (place >= place.shape[0] - window).int() + (place >= place.shape[0] - shift).int()
-            for place, window, shift in zip(places, self.window_size, self.shift_size, strict=True)
+            regions(*side, like.device)
+            for side in zip((height, width), self.window_size, self.shift_size, strict=True)
         )
-        regions = (3 * rows[:, None] + columns)[None, :, :, None]
-        regions = windows_of(regions, self.window_size)[0, :, :, 0]  # (windows, N)
-        other = regions[:, None, :, None] != regions[:, None, None, :]
+        both = 3 * rows[:, None, :, None] + columns[None, :, None, :]
+        both = both.flatten(2).flatten(0, 1)  # (windows, N)
+        other = both[:, None, :, None] != both[:, None, None, :]
         return torch.zeros_like(other, dtype=like.dtype).masked_fill(other, -100.0)
+
+
+def regions(size: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """(size / window, window): which places of one side lay together before it was shifted, of each window."""
+    place = torch.arange(size, device=device)
+    region = (place >= size - window).int() + (place >= size - shift).int()
+    return region.view(size // window, window)
 
 
 def windows_of(x: Tensor, window: tuple[int, int]) -> Tensor:

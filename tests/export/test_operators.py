@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from detrcli import ops
-from detrcli.export import layers
+from detrcli.export import layers, shortcuts
 from detrcli.export import onnx as onnx_file
 from detrcli.export.description import Description
 from detrcli.export.graph import Graph, trace
@@ -146,6 +146,7 @@ def test_layers_as_one_operator_have_the_shapes_of_their_answers():
     torch.library.opcheck(layers.linear, (x[0, 0], weight), test_utils="test_faketensor")
     torch.library.opcheck(layers.layer_norm, (x, [5, 4]), test_utils="test_faketensor")
     torch.library.opcheck(layers.matmul, (x, torch.randn(3, 4, 7)), test_utils="test_faketensor")
+    torch.library.opcheck(layers.cumsum, (x, 1), test_utils="test_faketensor")
 
 
 def test_what_is_no_layer_of_rows_is_left_to_torch():
@@ -155,6 +156,8 @@ def test_what_is_no_layer_of_rows_is_left_to_torch():
         assert (x @ vector).shape == (2, 5)
         assert nn.functional.linear(x, vector).shape == (2, 5)
         assert nn.functional.linear(input=x, weight=vector[None]).shape == (2, 5, 1)
+        assert (x > 0).cumsum(1).dtype == torch.int64
+        assert x.cumsum(1, dtype=torch.float64).dtype == torch.float64
 
 
 class Layers(nn.Module):
@@ -167,7 +170,7 @@ class Layers(nn.Module):
 
     def forward(self, images, mask):
         x = self.norm(self.plain(self.linear(images.flatten(2).mT)))
-        x = self.bare((x.mT @ x)[:, :1])
+        x = self.bare((x.mT @ x).cumsum(-1)[:, :1])
         return Output(x[:, :, :4], x[:, :, 4:].sigmoid())
 
 
@@ -175,7 +178,7 @@ def test_layers_are_traced_as_one_operator_and_written_as_in_torch():
     model = Layers()
     program, file = written(model)
     traced = {str(node.target) for node in program.graph.nodes}
-    assert {"detrcli.linear.default", "detrcli.layer_norm.default", "detrcli.matmul.default"} <= traced
+    assert {f"detrcli.{name}.default" for name in ("linear", "layer_norm", "matmul", "cumsum")} <= traced
     session = session_of(file)
     images, mask = torch.randn(3, 3, 50, 70), torch.zeros(3, 50, 70, dtype=torch.bool)
     logits, boxes = session.run(["logits", "boxes"], {"images": images.numpy(), "mask": mask.numpy()})
@@ -183,3 +186,26 @@ def test_layers_are_traced_as_one_operator_and_written_as_in_torch():
         expected = model(images, mask)
     torch.testing.assert_close(torch.from_numpy(logits), expected.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(torch.from_numpy(boxes), expected.boxes, rtol=1e-4, atol=1e-4)
+
+
+class Mixed(nn.Module):
+    """A detector of one query that leaves it to torch which type an answer has."""
+
+    def forward(self, images, mask):
+        places = torch.arange(images.shape[3])
+        x = (images.mean((1, 2)) + places) / places.shape[0] + (places / 7).sqrt()
+        x = torch.where(x > 1, x * mask.any(1).int(), places)[:, None, :4]
+        return Output(x, (x / 2 + 1).sigmoid())
+
+
+def test_types_agree_as_if_the_exporter_had_run_every_operator_again():
+    _, slow = written(Mixed())
+    with shortcuts.types_without_running():
+        _, quick = written(Mixed())
+    assert [(n.op_type, list(n.input), list(n.output)) for n in quick.graph.node] == [
+        (n.op_type, list(n.input), list(n.output)) for n in slow.graph.node
+    ]
+    assert sum(node.op_type == "Cast" for node in quick.graph.node) > 2
+    images, mask = torch.rand(2, 3, 40, 70), torch.rand(2, 40, 70) > 0.5
+    [found] = session_of(quick).run(["logits"], {"images": images.numpy(), "mask": mask.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), Mixed()(images, mask).logits)
