@@ -90,7 +90,8 @@ def parse_assignments(texts: list[str]) -> dict[str, Plain]:
         path, equals, value = text.partition("=")
         if not equals or not path.strip():
             raise UsageError(
-                f"--set needs PATH=VALUE (value given: {text!r})", hint="for example: --set lr=1e-4"
+                f"--set needs PATH=VALUE (value given: {text!r})",
+                hint="for example: --set num_queries=100, in training --set model.num_queries=100",
             )
         table[path.strip()] = _literal(value.strip())
     return table

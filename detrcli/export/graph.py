@@ -75,7 +75,7 @@ def trace(graph: Graph, request: Request, preprocess: Preprocess) -> ExportedPro
     """The graph with the axes variable that are asked for, or an error that says what stands in the way."""
     images, mask = example(request, preprocess)
     batch = Dim.DYNAMIC if "batch" in request.dynamic else Dim.STATIC
-    side = Dim.DYNAMIC if "size" in request.dynamic else Dim.STATIC
+    side = Dim.DYNAMIC if request.size is None else Dim.STATIC
     shapes = {"images": {0: batch, 2: side, 3: side}, "mask": {0: batch, 1: side, 2: side}}
     with torch.no_grad(), whole_parts(request), watched(graph) as path:
         try:

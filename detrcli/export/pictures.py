@@ -43,7 +43,7 @@ def batches(request: Request, preprocess: Preprocess, seed: int) -> Iterator[tup
         if "batch" not in request.dynamic and len(shares) > 1:
             shares = shares[-1:]
             name = f"one of {name}"
-        if request.size is not None and "size" not in request.dynamic:
+        if request.size is not None:
             sizes = [within(request.size, share) for share in shares]
             yield name, *fitted(*prepared(sizes, preprocess, seed), request.size)
         else:

@@ -25,7 +25,7 @@ class Request:
 
     format: Format
     dynamic: tuple[Axis, ...] = ("batch", "size")
-    size: tuple[int, int] | None = None  # height and width; of every picture where the size is not dynamic
+    size: tuple[int, int] | None = None  # height and width of every picture; None where the size is dynamic
     half: bool = False
     postprocess: bool = False
     preprocess: bool = False

@@ -29,7 +29,7 @@ from detrcli.export import verify as verification
 from detrcli.export.description import Description
 from detrcli.export.graph import Graph, trace
 from detrcli.export.plan import NEEDS, Request, check_place, check_software
-from detrcli.export.runtime import load
+from detrcli.export.runtime import Fitted, load
 from detrcli.export.shortcuts import samples_have_shapes, types_without_running
 from detrcli.export.verify import Pair, Report
 from detrcli.files import replacing
@@ -157,10 +157,9 @@ def export(
 
 def describe(subject: Subject, request: Request) -> Description:
     """What the file will say about itself."""
-    model, preprocess, fixed = subject.model, subject.preprocess, None
-    if "size" not in request.dynamic and request.size is not None:
-        fixed = request.size
-        preprocess = replace(preprocess, short_side=min(fixed), long_side=max(fixed))
+    model, preprocess = subject.model, subject.preprocess
+    if request.size is not None:
+        preprocess = replace(preprocess, short_side=min(request.size), long_side=max(request.size))
     return Description(
         model=model.name,
         config=to_plain(model.config),
@@ -170,7 +169,7 @@ def describe(subject: Subject, request: Request) -> Description:
         precision="float16" if request.half else "float32",
         msda=request.msda,
         dynamic=request.dynamic,
-        size=fixed,
+        size=request.size,
         values="uint8" if request.preprocess else "normalised",
         postprocessed=request.postprocess,
         only_batch=model.family.eval_batch_size(model.config),
@@ -237,12 +236,13 @@ def verified(path: Path, subject: Subject, request: Request, data: Dataset | Non
 
 def with_ap(report: Report, pair: Pair, subject: Subject, data: Dataset) -> Report:
     """The report, with the AP of both on data; it fails where they differ by more than rounding can explain."""
-    size = subject.model.family.eval_batch_size(subject.model.config) or 1
+    batch = subject.model.family.eval_batch_size(subject.model.config) or 1
+    eager = Fitted(pair.model, pair.request.size) if pair.request.size else pair.model
     model, file = (
         evaluate(
-            module, data, preprocess=pair.preprocess, postprocess=after, categories=subject.categories, batch_size=size
+            module, data, preprocess=pair.preprocess, postprocess=after, categories=subject.categories, batch_size=batch
         ).metrics["ap"]
-        for module, after in ((pair.model, pair.after), (pair.exported, pair.exported_after))
+        for module, after in ((eager, pair.after), (pair.exported, pair.exported_after))
     )  # fmt: skip
     allowed = AP_TOLERANCE[pair.request.half]
     ap = {"model": model, "file": file, "allowed": allowed, "images": len(data)}

@@ -77,7 +77,7 @@ class ExportedModel(nn.Module):
                 hint="leave --amp out, or export with --half",
             )
         if mask is None:
-            mask = images.new_zeros((images.shape[0], *images.shape[2:]), dtype=torch.bool)
+            mask = unpadded(images)
         answers = self.answers(*self.as_wanted(images, mask))
         if self.description.postprocessed:
             return Output(answers["scores"][..., None], answers["boxes"], extras={LABELS: answers["labels"]})
@@ -108,6 +108,22 @@ class ExportedModel(nn.Module):
                 hint="a picture needs as many tokens as the model has queries: give larger ones",
             ) from error
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+class Fitted(nn.Module):
+    """A model on pictures as a file of one size gets them."""
+
+    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.model, self.size = model, size
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Output:
+        output: Output = self.model(*fitted(images, unpadded(images) if mask is None else mask, self.size))
+        return output
+
+
+def unpadded(images: Tensor) -> Tensor:
+    return images.new_zeros((images.shape[0], *images.shape[2:]), dtype=torch.bool)
 
 
 def fitted(images: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

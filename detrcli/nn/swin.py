@@ -57,33 +57,29 @@ class PaddedBlock(SwinTransformerBlock):
         return attended[:, : x.shape[1], : x.shape[2]]
 
     def in_windows(self, x: Tensor) -> Tensor:
-        """Each window of x (B, H, W, C) attends to itself."""
+        """Each window of x (B, H, W, C), of whole windows, attends to itself."""
         batch, height, width, channels = x.shape
-        heads, area = self.attn.num_heads, self.window_size[0] * self.window_size[1]
-        windows = windows_of(x, self.window_size)  # (B, windows, N, C)
-        count = windows.shape[1]
-        qkv = self.attn.qkv(windows).view(batch, count, area, 3, heads, channels // heads)
-        query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).unbind()  # (B, windows, M, N, D)
+        heads, (down, across) = self.attn.num_heads, self.window_size
+        qkv = self.attn.qkv(x).view(
+            batch, height // down, down, width // across, across, 3, heads, channels // heads
+        )
+        query, key, value = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).unbind()  # (B, h, w, M, N, D)
         logits: Tensor = (query * self.attn.scale) @ key.mT + self.attn._get_rel_pos_bias()
         if any(self.shift_size):
             logits = logits + self.apart(height, width, x)
         weights = self.attn.attn_drop(logits.softmax(-1))
-        attended = (weights @ value).transpose(2, 3).reshape(batch, count, area, channels)
-        attended = self.attn.proj_drop(self.attn.proj(attended))
-        down, across = (n // part for n, part in zip((height, width), self.window_size, strict=True))
-        attended = attended.view(batch, down, across, *self.window_size, channels).transpose(2, 3)
-        result: Tensor = attended.reshape(batch, height, width, channels)
+        attended = (weights @ value).unflatten(-2, self.window_size).permute(0, 1, 4, 2, 5, 3, 6)
+        result: Tensor = self.attn.proj_drop(self.attn.proj(attended.reshape(batch, height, width, channels)))
         return result
 
     def apart(self, height: int, width: int, like: Tensor) -> Tensor:
-        """(windows, 1, N, N): -100 between places that lie together only because the map was shifted around its edges."""
+        """(h, w, 1, N, N): -100 between places that lie together only because the map was shifted around its edges."""
         rows, columns = (
             regions(*side, like.device)
             for side in zip((height, width), self.window_size, self.shift_size, strict=True)
         )
-        both = 3 * rows[:, None, :, None] + columns[None, :, None, :]
-        both = both.flatten(2).flatten(0, 1)  # (windows, N)
-        other = both[:, None, :, None] != both[:, None, None, :]
+        both = (3 * rows[:, None, :, None] + columns[None, :, None, :]).flatten(2)  # (h, w, N)
+        other = both[:, :, None, :, None] != both[:, :, None, None, :]
         return torch.zeros_like(other, dtype=like.dtype).masked_fill(other, -100.0)
 
 
@@ -92,14 +88,6 @@ def regions(size: int, window: int, shift: int, device: torch.device) -> Tensor:
     place = torch.arange(size, device=device)
     region = (place >= size - window).int() + (place >= size - shift).int()
     return region.view(size // window, window)
-
-
-def windows_of(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """x (B, H, W, C), of whole windows -> (B, windows, N, C)."""
-    batch, height, width, channels = x.shape
-    down, across = height // window[0], width // window[1]
-    parts = x.view(batch, down, window[0], across, window[1], channels).transpose(2, 3)
-    return parts.reshape(batch, down * across, window[0] * window[1], channels)
 
 
 class PaddedMerging(PatchMerging):

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from detrcli.export import run
+from detrcli.export.plan import Request
+from detrcli.export.runtime import ExportedModel
+from detrcli.export.verify import Pair, Report
+from detrcli.nn.inference import infer
+from detrcli.plugins import resolve
 from tests.cli.run import detr
 from tests.export.conftest import weights_of
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +72,37 @@ def test_the_command_writes_file_and_report_and_compares_ap(pictures, make, tmp_
     assert done.json["verification"]["ap"]["images"] == 3
     assert sorted(path.name for path in out.parent.iterdir()) == ["detr.pt2", "detr.pt2.json"]
     assert json.loads((out.parent / "detr.pt2.json").read_text())["format"] == "pt2"
+    with zipfile.ZipFile(out) as archive:
+        inside = b"".join(archive.read(name) for name in archive.namelist())
+    for place in (ROOT, Path(sys.prefix), Path(torch.__file__).parent, tmp_path):
+        assert str(place).encode() not in inside, "the file tells about this machine"
+
+
+def test_ap_is_compared_on_the_pictures_that_a_file_of_one_size_gets(monkeypatch):
+    """A tall picture is made smaller for a wide file; the model must see the small one, too."""
+    subject, request = run.untrained(resolve("detr/tiny")), Request(format="onnx", dynamic=(), size=(64, 96))
+    module = subject.module.eval()
+
+    def session(images, mask):
+        assert images.shape[2:] == request.size
+        answer = infer(module, images, mask)
+        return {"logits": answer.logits, "boxes": answer.boxes}
+
+    def scored(module, data, **options):
+        answer = infer(
+            module, torch.ones(1, 3, 128, 64).cumsum(2) / 99, torch.zeros(1, 128, 64, dtype=torch.bool)
+        )
+        return SimpleNamespace(metrics={"ap": float(answer.logits.std())})
+
+    monkeypatch.setattr(run, "evaluate", scored)
+    file = ExportedModel(session, run.describe(subject, request), Path("file.onnx"))
+    pair = Pair(
+        model=module,
+        exported=file,
+        after=None,
+        exported_after=None,
+        preprocess=subject.preprocess,
+        request=request,
+    )
+    report = run.with_ap(Report((), {}), pair, subject, [])
+    assert report.ap["model"] == report.ap["file"] > 0
