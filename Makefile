@@ -59,7 +59,7 @@ sanitize: install ## the operators under AddressSanitizer and UBSan; many minute
 export-full: install ## export and verify full-size models; many minutes
 	$(BIN)/python -m pytest -m full_size tests/export
 
-lint: $(READY)   ## style, types, import directions
+lint: $(READY)   ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
