@@ -50,9 +50,9 @@ def _whole(row: Row, shown: Shown, first: Latency | None) -> dict[str, str]:
     found = row.profile
     cells = {"model": found.model.name}
     if shown.params:
-        cells["params (M)"] = f"{found.params / 1e6:.1f}"
+        cells["params (M)"] = amount(found.params / 1e6, 1)
     if shown.gflops:
-        cells["GFLOPs"] = f"{found.macs * shown.factor / GIGA:.1f}"
+        cells["GFLOPs"] = amount(found.macs * shown.factor / GIGA, 1)
     if row.latency:
         cells |= {"ms": f"{row.latency.median * 1e3:.0f}", "ms p90": f"{row.latency.p90 * 1e3:.0f}"}
         cells["peak MiB"] = "" if row.latency.memory is None else f"{row.latency.memory / MEBI:.0f}"
@@ -91,8 +91,8 @@ def _part(row: Row, shown: Shown, part: str) -> dict[str, str]:
     params, queries = found.params_by_part.get(part), found.queries.get(part)
     cells = {
         "part": f"{found.model.name} {part}" if "." not in part else f"  {part}",
-        "params (M)": f"{params / 1e6:.2f}" if params else "",
-        "GFLOPs": f"{macs * shown.factor / GIGA:.2f}",
+        "params (M)": amount(params / 1e6, 2) if params else "",
+        "GFLOPs": amount(macs * shown.factor / GIGA, 2),
         "share": f"{100 * macs / found.macs:.1f} %",
         "queries": f"{queries:.0f}" if queries else "",
     }
@@ -123,7 +123,12 @@ def _beside(name: str, old: float, new: float, shown: Shown) -> dict[str, str]:
 
 def _cells(name: str, old: float, new: float) -> dict[str, str]:
     change = f"{100 * (new / old - 1):+.1f} %" if old else "new"
-    return {"what": name, "as published": f"{old:.2f}", "changed": f"{new:.2f}", "difference": change}
+    return {"what": name, "as published": amount(old, 2), "changed": amount(new, 2), "difference": change}
+
+
+def amount(value: float, decimals: int) -> str:
+    """Of a small model, too, something is seen."""
+    return f"{value:.{decimals}f}" if value >= 1 or not value else f"{value:.3g}"
 
 
 def roofline(rows: list[Row]) -> Table:

@@ -50,6 +50,7 @@ def test_csv_and_markdown_hold_the_same_table(detr):
     assert len(rows) == len(marked) - 1
     assert rows[0][:3] == ["part", "params (M)", "GFLOPs"]
     assert rows[1][0] == marked[2][0] == "detr/tiny backbone"
+    assert all(float(cost) > 0 for _, _, cost, *_ in rows[1:]), "a small model costs something, too"
 
 
 def test_two_models_take_turns_and_are_compared(detr):
