@@ -30,7 +30,9 @@ $(OPS): $(READY) $(shell find detrcli_ops -name '*.cpp' -o -name '*.h' -o -name 
 	  $(BIN)/python -m pip install --quiet scikit-build-core cmake ninja && \
 	  rm -rf $(WHEEL) && \
 	  $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -C cmake.define.DETRCLI_OPS_CUDA=$(OPS_CUDA) -w $(WHEEL) ./detrcli_ops && \
-	  $(BIN)/python -m pip install --quiet --force-reinstall --no-deps $(WHEEL)/*.whl; \
+	  $(BIN)/python -m pip install --quiet --force-reinstall --no-deps $(WHEEL)/*.whl && \
+	  if $(BIN)/python -m zipfile -l $(WHEEL)/*.whl | grep libdetrcli_ops_cuda >/dev/null; then echo "the native operators: CPU and CUDA"; \
+	  else echo "the native operators: CPU only (OPS_CUDA=$(OPS_CUDA); CUDA needs nvcc and a torch with CUDA)"; fi; \
 	else echo "no C++ compiler: the operators run in plain torch"; fi
 	touch $@
 

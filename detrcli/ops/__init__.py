@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from detrcli.ops import checks, whole
-from detrcli.ops.dispatch import Backend, Mode, backend, use
+from detrcli.ops.dispatch import Backend, Mode, Sizes, backend, use
 from detrcli.ops.kda import kda_plain
 from detrcli.ops.msda import Shapes, msda_fused_plain, msda_plain, sample_gather, sample_grid
 
@@ -31,7 +31,7 @@ def msda(
         not torch.compiler.is_exporting()
     ):  # where sizes are symbols each comparison is slow, and the model has run before
         checks.check_msda(value, shapes, locations, weights)
-    name = backend(value.device, form).name
+    name = backend(value.device, form, sizes_of(value, shapes)).name
     if name == "native":
         return native("msda", value, flat(shapes), locations, weights)
     (value,) = lowered(value)
@@ -55,7 +55,7 @@ def msda_fused(
     """
     if not torch.compiler.is_exporting():
         checks.check_fused(value, shapes, reference, offsets, logits, mask)
-    name = backend(value.device, form).name
+    name = backend(value.device, form, sizes_of(value, shapes)).name
     if name == "native":
         return native("msda_fused", value, flat(shapes), reference, offsets, logits, mask)
     (value,) = lowered(value)
@@ -85,7 +85,7 @@ def kda(
     if not torch.compiler.is_exporting():
         checks.check_kda(query, key, value, shapes, reference, offsets, mask)
     scale = (value.shape[3] or 1) ** -0.5 if scale is None else scale
-    name = backend(value.device, form).name
+    name = backend(value.device, form, sizes_of(value, shapes)).name
     if name == "native":
         return native(
             "kda", query, None if key is value else key, value, flat(shapes), reference, offsets, mask, scale
@@ -105,6 +105,12 @@ def kda(
 def native(name: str, *arguments: object) -> Tensor:
     answer: Tensor = getattr(torch.ops.detrcli_ops, name)(*arguments)
     return answer
+
+
+def sizes_of(value: Tensor, shapes: Shapes) -> Sizes:
+    pictures, _, heads, channels = value.shape
+    # an exported graph may leave the number of pictures open, and a comparison would close it
+    return Sizes(0 if torch.compiler.is_exporting() else pictures, heads, channels, len(shapes))
 
 
 def flat(shapes: Shapes) -> list[int]:

@@ -2,7 +2,7 @@
 
 `DETR_OPS` sets the mode for a process, `use` for a block of code, `form=` for one call:
 
-    auto       native where the wheel has kernels for the device, else reference
+    auto       native where the wheel has kernels for the device and the sizes, else reference
     native     native, or an error that says what is missing
     reference  plain torch with grid_sample
     gather     plain torch with indexing only (export targets without a reliable GridSample)
@@ -34,6 +34,20 @@ class Backend(NamedTuple):
 
     name: Form
     reason: str
+
+
+class Sizes(NamedTuple):
+    """What a device's kernels may have limits for."""
+
+    pictures: int
+    heads: int
+    channels: int  # of a head
+    levels: int
+
+
+# what CMakeLists.txt compiles for, and what csrc/cuda/operators.cu refuses
+CAPABILITY: Final = 8
+MOST_ON_CUDA: Final = Sizes(pictures=65535, heads=65535, channels=256, levels=32)
 
 
 class Wheel(NamedTuple):
@@ -82,28 +96,43 @@ def use(mode: Mode) -> Iterator[None]:
         _mode = before
 
 
-def backend(device: torch.device | str, form: Mode | None = None) -> Backend:
-    """What answers on this device, and why."""
+def backend(device: torch.device | str, form: Mode | None = None, sizes: Sizes | None = None) -> Backend:
+    """What answers on this device, calls of these sizes, and why."""
     mode = checked_mode(_mode if form is None else form)
     if mode == "reference" or mode == "gather":
         return Backend(mode, "asked for")
-    reason = missing(torch.device(device).type)
+    reason = missing(device, sizes)
     if reason is None:
         return Backend("native", wheel.reason)
     if mode == "native":
         raise DetrError(
             f"no native operators for {torch.device(device).type}: {reason}",
-            hint="install or rebuild detrcli-ops, or set DETR_OPS=auto",
+            hint="set DETR_OPS=auto, or install or rebuild detrcli-ops",
         )
     return Backend("reference", reason)
 
 
-def missing(kind: str) -> str | None:
-    """Why the wheel cannot serve this kind of device; None when it can."""
+def missing(device: torch.device | str, sizes: Sizes | None = None) -> str | None:
+    """Why the wheel cannot serve this device, or calls of these sizes on it; None when it can."""
+    device = torch.device(device)
     if wheel.cpu is None:
         return wheel.reason
-    if kind == "cpu":
+    if device.type == "cpu":
         return None
-    if kind == "cuda":
-        return None if wheel.cuda else f"{wheel.reason} was built without CUDA"
-    return f"{wheel.reason} has no kernels for {kind}"
+    if device.type != "cuda":
+        return f"{wheel.reason} has no kernels for {device.type}"
+    if wheel.cuda is None:
+        return f"{wheel.reason} was built without CUDA"
+    gpu = torch.cuda.get_device_properties(device)  # a compiled graph holds what this answers
+    if gpu.major < CAPABILITY:
+        found = f"{gpu.name} has {gpu.major}.{gpu.minor}"
+        return f"{wheel.reason} needs compute capability {CAPABILITY}.0; {found}"
+    return beyond(sizes) if sizes is not None else None
+
+
+def beyond(sizes: Sizes) -> str | None:
+    """Which size is more than the CUDA kernels take."""
+    for name, size, most in zip(Sizes._fields, sizes, MOST_ON_CUDA, strict=True):
+        if size > most:
+            return f"{wheel.reason} takes at most {most} {name} on CUDA, not {size}"
+    return None

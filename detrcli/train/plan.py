@@ -15,7 +15,7 @@ from detrcli.errors import UsageError
 from detrcli.nn.inference import choose_device
 from detrcli.plugins import Recipe, resolve
 from detrcli.train.machine import readers
-from detrcli.weights.resolve import starting_from
+from detrcli.weights.warm import starting_from
 
 Amp = Literal["off", "bf16", "fp16"]
 BadData = Literal["stop", "skip"]

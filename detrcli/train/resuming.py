@@ -22,7 +22,7 @@ from detrcli.train.job import Job
 from detrcli.train.loggers import REMEMBERED
 from detrcli.train.plan import HARMLESS, Plan, Request, changed, differences
 from detrcli.train.record import read_plan
-from detrcli.weights.resolve import starting_from
+from detrcli.weights.warm import starting_from
 
 AUTO = "auto"
 # what there may be in a run's folder before its first state

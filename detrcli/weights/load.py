@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detrcli.errors import CheckpointError
-from detrcli.plugins.contract import Family
+from detrcli.plugins.contract import Family, Variant
 from detrcli.plugins.registry import Model
 from detrcli.types import Categories
 from detrcli.weights import file, keymap
@@ -84,6 +84,7 @@ def load_weights(
     if not isinstance(source, Choice):
         source = choose(model.name, str(source))
     tensors, metadata = read(source, offline=offline)
+    check_untold(metadata, model, str(source.source))
     pair = (metadata.categories if metadata else None, classes) if classes is not None else None
     return load_state(
         module, tensors, model.family, model.variant.config, classes=pair, source=str(source.source)
@@ -94,6 +95,25 @@ def read(choice: Choice, *, offline: bool = False) -> tuple[dict[str, Tensor], M
     """The tensors and the description of chosen weights, fetched first if they are on the Hub."""
     path = choice.source if isinstance(choice.source, Path) else fetch(choice.source, offline=offline).path
     return file.load(path)
+
+
+def check_untold(said: Metadata | None, model: Model, source: str) -> None:
+    """Refuse a file of this family that was trained with another setting than the model's where no tensor tells."""
+    for path, theirs, own in _contradictions(model.config, said.config if said else {}):
+        raise CheckpointError(
+            f"{source} was trained with {path}={theirs}, this model has {path}={own}",
+            hint=f"make it the same: --set model.{path}={theirs}",
+        )
+
+
+def _contradictions(config: Any, said: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The settings that no tensor tells and that a file has otherwise: the path, the file's value, ours."""
+    for field in fields(config):
+        own, theirs = getattr(config, field.name), said.get(field.name)
+        if is_dataclass(own) and isinstance(theirs, Mapping):
+            yield from _contradictions(own, theirs, f"{where}{field.name}.")
+        elif "question" in field.metadata and theirs not in (None, own):
+            yield where + field.name, theirs, own
 
 
 def load_state(
@@ -118,16 +138,16 @@ def load_state(
     try:
         mapped = keymap.apply(_map(family, layout, config), tensors)
     except CheckpointError as error:  # a tensor that variants share, and this file does not
-        raise CheckpointError(
-            f"{source}: {error.message}", hint=_owner(tensors, family) or error.hint
-        ) from None
+        variant = owner(tensors, family)
+        hint = error.hint if variant is None else _name_it(family, variant)
+        raise CheckpointError(f"{source}: {error.message}", hint=hint) from None
     report = compare(mapped, _shapes(module), layout)
     values = mapped.tensors
     if classes is not None and classes[0] != classes[1]:
         values, report = _remake(module, mapped, report, _class_heads(family, config), classes)
     odd = report.missing + report.unexpected
     if report.reshaped or not all(may_differ and re.search(may_differ, name) for name in odd):
-        raise _misfit(report, family, source, _owner(tensors, family))
+        raise _misfit(report, family, config, source, tensors)
     extra = {name for name in values if name not in module.state_dict()} if odd else set()
     module.load_state_dict({n: x for n, x in values.items() if n not in extra}, strict=not odd)
     return report
@@ -242,12 +262,14 @@ def _may_differ(given: Tensor, own: Tensor, old: Categories | None, extra: int) 
     return given.shape[1:] == own.shape[1:] and (old is None or len(given) == len(old) + extra)
 
 
-def _misfit(report: LoadReport, family: Family[Any], source: str, owner: str | None) -> CheckpointError:
+def _misfit(
+    report: LoadReport, family: Family[Any], config: Any, source: str, tensors: Mapping[str, Tensor]
+) -> CheckpointError:
     total = len(report.kept) + len(report.missing) + len(report.reshaped)
     if report.reshaped and not report.missing and not report.unexpected:
-        hint = "the file has another number of classes or another configuration"
-    elif owner is not None:
-        hint = owner
+        hint = _other_classes(report, _class_heads(family, config)) or "the file is of another configuration"
+    elif (variant := owner(tensors, family)) is not None:
+        hint = _name_it(family, variant)
     elif len(report.kept) < total / 2:
         hint = "the file is of another model: see `detr zoo list`"
     else:
@@ -256,17 +278,34 @@ def _misfit(report: LoadReport, family: Family[Any], source: str, owner: str | N
     return CheckpointError(f"{source} does not fit this model: {fits}; {report}", hint=hint)
 
 
-def _owner(tensors: Mapping[str, Tensor], family: Family[Any]) -> str | None:
-    """What to type for the variant that the file is of, whatever its classes; None where it is of none."""
-    empty = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()}
+def _other_classes(report: LoadReport, heads: Mapping[str, int]) -> str | None:
+    """What to type where only the number of classes differs."""
+    if not report.only_rows or any(r.name not in heads for r in report.reshaped):
+        return None
+    first = report.reshaped[0]
+    given, own = first.file[0] - heads[first.name], first.model[0] - heads[first.name]
+    return (
+        f"the file has {given} classes, this model {own}: build it with num_classes={given}, "
+        "or give its classes=… and rows are taken over by name"
+    )
+
+
+def owner(tensors: Mapping[str, Tensor], family: Family[Any]) -> Variant[Any] | None:
+    """The variant that a file is of, whatever its classes; None where it is of none."""
+    empty = _empty(tensors)
     for variant in family.variants:
         with torch.device("meta"):
             shapes = _shapes(family.build_model(variant.config, variant.num_classes))
         layout = recognise(empty, family, variant.config, shapes)
         report = compare(keymap.apply(_map(family, layout, variant.config), empty), shapes, layout)
         if not report.missing and not report.unexpected and all(map(_only_rows, report.reshaped)):
-            return f"the file is of {family.name}/{variant.name}: type --model {family.name}/{variant.name}"
+            return variant
     return None
+
+
+def _name_it(family: Family[Any], variant: Variant[Any]) -> str:
+    name = f"{family.name}/{variant.name}"
+    return f"the file is of {name}: type --model {name}"
 
 
 def _some(names: tuple[Any, ...]) -> str:

@@ -65,19 +65,6 @@ def choose(model: str | None, weights: str | None = None) -> Choice:
     )
 
 
-def starting_from(model: str, weights: str | None) -> Model:
-    """The model that is trained when it starts from weights: of a bare family the variant that the file says it is of; one that
-    does not say is asked about where tensors do not tell. Weights of another family leave the default."""
-    wanted = registry.resolve(model)
-    if weights is None or not is_family(model):
-        return wanted
-    try:
-        inside = choose(None, weights).model
-    except UsageError:  # it does not say
-        return choose(model, weights).model
-    return inside if inside.family.name == wanted.family.name else wanted
-
-
 def is_family(model: str) -> bool:
     """Whether the name leaves the variant open."""
     return "/" not in model

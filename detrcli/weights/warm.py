@@ -10,13 +10,36 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from detrcli.errors import CheckpointError
+from detrcli.errors import CheckpointError, UsageError
 from detrcli.plugins.registry import Model, resolve
 from detrcli.types import Categories
-from detrcli.weights.load import LoadReport, fit, load_state, read
-from detrcli.weights.resolve import Choice, choose
+from detrcli.weights.load import LoadReport, check_untold, fit, load_state, owner, read
+from detrcli.weights.resolve import Choice, choose, is_family
 
 SHOWN = 10  # classes named
+
+
+def starting_from(model: str, weights: str | None) -> Model:
+    """The model that is trained when it starts from weights: of a bare family the variant that the file says it is of; one that
+    does not say is asked about where tensors do not tell. Weights of another family leave the default."""
+    wanted = resolve(model)
+    if weights is None or not is_family(model):
+        return wanted
+    with suppress(UsageError):
+        inside = choose(None, weights).model
+        return inside if inside.family.name == wanted.family.name else wanted
+    try:  # it does not say
+        return choose(model, weights).model
+    except CheckpointError:
+        if not _is_donors(wanted, weights):
+            raise
+        return wanted
+
+
+def _is_donors(model: Model, weights: str) -> bool:
+    """Whether a file of others holds a model of one of the family's donors."""
+    tensors, _ = read(choose(model.name, weights))
+    return any(owner(tensors, resolve(donor).family) for donor in model.family.donors)
 
 
 def warm_start(
@@ -35,6 +58,8 @@ def warm_start(
     tensors, said = read(choice, offline=offline)
     pair = (said.categories if said else None, classes) if classes is not None else None
     family, config = model.family, model.variant.config
+    if choice.model.family.name == family.name:
+        check_untold(said, model, str(choice.source))
     donor = family.donors.get(resolve(said.model).family.name) if said else _donor_of(module, tensors, model)
     return load_state(
         module, tensors, family, config, classes=pair, source=str(choice.source), may_differ=donor

@@ -6,18 +6,22 @@ import importlib.metadata
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from detrcli import ops
 from detrcli.errors import DetrError, UsageError
 from detrcli.ops import dispatch
-from tests.ops.cases import make_case
+from tests.ops.cases import KINDS, make_case
 
 ABSENT = dispatch.Wheel(None, None, "detrcli-ops is not installed (pip install detrcli-ops)")
 CPU_ONLY = dispatch.Wheel("1.2.3", None, "detrcli-ops 1.2.3")
+WITH_CUDA = dispatch.Wheel("1.2.3", "1.2.3", "detrcli-ops 1.2.3")
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +43,60 @@ def test_a_wheel_without_cuda_serves_the_cpu_only(monkeypatch: pytest.MonkeyPatc
     assert ops.backend("cpu") == ("native", "detrcli-ops 1.2.3")
     assert ops.backend("cuda") == ("reference", "detrcli-ops 1.2.3 was built without CUDA")
     assert ops.backend("mps") == ("reference", "detrcli-ops 1.2.3 has no kernels for mps")
+
+
+def gpu(major: int, minor: int) -> Callable[[torch.device], SimpleNamespace]:
+    return lambda device: SimpleNamespace(name=f"GPU {device.index}", major=major, minor=minor)
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 3), (11, 0), (12, 1)])
+def test_every_gpu_that_the_wheel_has_code_for_is_served(
+    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "wheel", WITH_CUDA)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", gpu(*capability))
+    assert ops.backend("cuda:1") == ("native", "detrcli-ops 1.2.3")
+
+
+def test_a_gpu_that_the_wheel_has_no_code_for_gets_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "wheel", WITH_CUDA)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", gpu(7, 5))
+    reason = "detrcli-ops 1.2.3 needs compute capability 8.0; GPU 1 has 7.5"
+    assert ops.backend("cuda:1") == ("reference", reason)
+    with pytest.raises(DetrError, match=reason):
+        ops.backend("cuda:1", "native")
+
+
+def test_the_oldest_gpu_has_code_to_translate_for_all_later_ones() -> None:
+    cmake = (Path(__file__).parents[2] / "detrcli_ops/CMakeLists.txt").read_text()
+    architectures = cmake.partition("DETRCLI_OPS_CUDA_ARCHITECTURES")[2].split('"')[1]
+    assert architectures.split(";")[0] == f"{dispatch.CAPABILITY}0"  # neither -real nor -virtual: both
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "65535 pictures": {"batch": 65536, "heads": 1},
+    "65535 heads": {"batch": 1, "heads": 65536},
+    "256 channels": {"depth": 257},
+    "32 levels": {"shapes": [(1, 1)] * 33},
+}
+
+
+@pytest.mark.parametrize("most", list(SIZES))
+@pytest.mark.parametrize("kind", KINDS)
+def test_sizes_beyond_those_of_the_cuda_kernels_get_the_reference(
+    kind: str, most: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "wheel", WITH_CUDA)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", gpu(9, 0))
+    monkeypatch.setattr(ops, "native", lambda *call: pytest.fail("the kernels were asked"))
+    small: dict[str, Any] = {"queries": 1, "points": 1, "depth": 1, "shapes": [(1, 1)]}
+    case = make_case(kind, **small | SIZES[most])
+    with FakeTensorMode():  # knows devices that are not there
+        case = case.map(lambda t: torch.empty(t.shape, dtype=t.dtype, device="cuda"))
+        assert case().device.type == "cuda"
+        with pytest.raises(DetrError, match=f"at most {most} on CUDA, not {int(most.split()[0]) + 1}"):
+            case("native")
+    assert ops.backend("cuda", sizes=dispatch.MOST_ON_CUDA).name == "native"
 
 
 def test_a_mode_can_be_asked_for_by_block_and_by_call() -> None:

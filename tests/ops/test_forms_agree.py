@@ -1,6 +1,7 @@
 """The three forms give the same numbers, values and gradients, whatever the sizes and wherever the samples fall."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ TOLERANCE = {
     torch.float16: {"rtol": 5e-3, "atol": 1e-2},
 }
 EDGES = (0.0, 0.5, 1.0, -0.25, 1.25, 1e30, -1e30)
+FAR = (1e30, -1e30, 3e38, -3e38)  # the last two overflow float32 when counted in pixels
 
 
 def compare(case: Case, form: ops.Mode, dtype: torch.dtype = torch.float64) -> None:
@@ -93,9 +95,9 @@ def test_any_size(kind: str, size: dict, edge: float | None, device: str) -> Non
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_location_that_is_not_finite_poisons_its_query_and_head_only(
-    kind: str, bad: float, form: ops.Mode
+    kind: str, bad: float, form: ops.Mode, place: str
 ) -> None:
-    case = make_case(kind)
+    case = make_case(kind, device=place)
     name = "locations" if kind == "msda" else "offsets"
     where = case.tensors[name].clone()
     where[1, 2, 0, 1, 0, 1] = bad
@@ -108,9 +110,9 @@ def test_a_location_that_is_not_finite_poisons_its_query_and_head_only(
 
 @pytest.mark.parametrize("kind", ["msda", "msda_fused"])
 def test_a_location_that_is_not_finite_gets_no_gradient_and_gives_none_to_the_rows(
-    kind: str, form: ops.Mode
+    kind: str, form: ops.Mode, place: str
 ) -> None:
-    case = make_case(kind)
+    case = make_case(kind, device=place)
     name = "locations" if kind == "msda" else "offsets"
     case.tensors[name][0, 3, 1, 2, 1] = math.nan
     _, grads = case.gradients(form)
@@ -119,9 +121,23 @@ def test_a_location_that_is_not_finite_gets_no_gradient_and_gives_none_to_the_ro
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nan_in_rows_stays_where_it_is_sampled(kind: str, form: ops.Mode) -> None:
+@pytest.mark.parametrize("far", FAR)
+def test_a_finite_location_samples_zero_however_far(
+    kind: str, far: float, form: ops.Mode, place: str
+) -> None:
+    case = make_case(kind, box=True, device=place).to(torch.float32)
+    for name in ["locations"] if kind == "msda" else ["offsets", "reference"]:
+        where = case.tensors[name].clone()
+        where[..., :2] = far
+        out, grads = replace(case, tensors=case.tensors | {name: where}).gradients(form)
+        assert (out == 0).all()
+        assert all((grad == 0).all() for grad in grads.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_in_rows_stays_where_it_is_sampled(kind: str, form: ops.Mode, place: str) -> None:
     # token 0 is the upper left pixel of the first level: samples beyond the border must not touch it
-    case = make_case(kind, shapes=[(4, 4)], points=1, queries=3)
+    case = make_case(kind, shapes=[(4, 4)], points=1, queries=3, device=place)
     far = {"locations": -3.0, "offsets": -50.0}
     name = "locations" if kind == "msda" else "offsets"
     value = case.tensors["value"].clone()
@@ -133,8 +149,8 @@ def test_nan_in_rows_stays_where_it_is_sampled(kind: str, form: ops.Mode) -> Non
 
 
 @pytest.mark.parametrize("kind", ["msda_fused", "kda", "kda_separate_key"])
-def test_padding_counts_as_zero_whatever_it_holds(kind: str, form: ops.Mode) -> None:
-    case = make_case(kind, masked=True)
+def test_padding_counts_as_zero_whatever_it_holds(kind: str, form: ops.Mode, place: str) -> None:
+    case = make_case(kind, masked=True, device=place)
     mask = case.tensors["mask"]
     rows = {n: case.tensors[n] for n in ("value", "key") if n in case.tensors}
     zeroed = {n: t.masked_fill(mask[:, :, None, None], 0.0) for n, t in rows.items()}
@@ -142,9 +158,9 @@ def test_padding_counts_as_zero_whatever_it_holds(kind: str, form: ops.Mode) -> 
     torch.testing.assert_close(case(form, **dirty), case(form, **zeroed, mask=None), rtol=1e-12, atol=1e-12)
 
 
-def test_kda_keeps_the_share_of_samples_outside(form: ops.Mode) -> None:
+def test_kda_keeps_the_share_of_samples_outside(form: ops.Mode, place: str) -> None:
     # with every key far along the query, an inside sample would take all but a hair of the softmax
-    case = make_case("kda", shapes=[(3, 3)], points=2, heads=1, depth=4, queries=1, batch=1)
+    case = make_case("kda", shapes=[(3, 3)], points=2, heads=1, depth=4, queries=1, batch=1, device=place)
     offsets = torch.full_like(case.tensors["offsets"], 100.0)
     out = case(form, offsets=offsets)
     assert (out == 0).all()

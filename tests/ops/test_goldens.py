@@ -18,8 +18,8 @@ KDA_SHAPES = {
 }
 
 
-def case(file: str, name: str) -> dict[str, Tensor]:
-    tensors = load_file(GOLDENS / f"{file}.safetensors")
+def case(file: str, name: str, place: str) -> dict[str, Tensor]:
+    tensors = load_file(GOLDENS / f"{file}.safetensors", device=place)
     return {
         key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")
     }
@@ -32,14 +32,14 @@ def close(actual: Tensor | None, expected: Tensor) -> None:
 
 def away_from_kinks(locations: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
     """(B, Q, M, L, P): where the gradient by location is two-sided, x and y not on a pixel centre."""
-    sizes = torch.tensor([(w, h) for h, w in shapes], dtype=locations.dtype).view(len(shapes), 1, 2)
+    sizes = locations.new_tensor([(w, h) for h, w in shapes]).view(len(shapes), 1, 2)
     pixel = locations * sizes - 0.5
     return ((pixel - pixel.round()).abs() > 1e-9).all(-1)
 
 
 @pytest.mark.parametrize("name", ["b_odd_p3", "c_1lvl_p4", "d_edges", "e_self"])
-def test_msda_gives_the_official_numbers(name: str, form: ops.Mode) -> None:
-    g = case("msda", name)
+def test_msda_gives_the_official_numbers(name: str, form: ops.Mode, place: str) -> None:
+    g = case("msda", name, place)
     shapes = [(int(h), int(w)) for h, w in g["spatial_shapes"]]
     value, locations, weights = (g[n].requires_grad_() for n in ("value", "locations", "weights"))
     out = ops.msda(value, shapes, locations, weights, form=form)
@@ -53,15 +53,15 @@ def test_msda_gives_the_official_numbers(name: str, form: ops.Mode) -> None:
 
 
 @pytest.mark.parametrize("name", list(KDA_SHAPES))
-def test_kda_gives_the_official_numbers(name: str, form: ops.Mode) -> None:
-    g = case("kda", name)
+def test_kda_gives_the_official_numbers(name: str, form: ops.Mode, place: str) -> None:
+    g = case("kda", name, place)
     shapes = KDA_SHAPES[name]
     value, locations = g["value"].requires_grad_(), g["sampling_locations"]
     key = value if name == "core_key_is_value" else g["key"].requires_grad_()
     heads, depth = value.shape[2:]
     query = g["query"].unflatten(-1, (heads, depth)).requires_grad_()
     # a reference of zero and offsets in pixels are the official code's free locations
-    sizes = torch.tensor([(w, h) for h, w in shapes], dtype=value.dtype).view(len(shapes), 1, 2)
+    sizes = locations.new_tensor([(w, h) for h, w in shapes]).view(len(shapes), 1, 2)
     offsets = (locations * sizes).requires_grad_()
     reference = locations.new_zeros(*locations.shape[:2], len(shapes), 2)
     out = ops.kda(query, key, value, shapes, reference, offsets, form=form)

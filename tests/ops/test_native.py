@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,7 +47,10 @@ def test_gradcheck(kind: str, depth: int, device: str) -> None:
     names = list(case.floats())
     inputs = tuple(t.clone().requires_grad_() for t in case.floats().values())
     torch.autograd.gradcheck(
-        lambda *tensors: case("native", **dict(zip(names, tensors, strict=True))), inputs, fast_mode=depth > 5
+        lambda *tensors: case("native", **dict(zip(names, tensors, strict=True))),
+        inputs,
+        fast_mode=depth > 5,
+        nondet_tol=1e-12 if device == "cuda" else 0.0,  # atomics add in any order
     )
 
 
@@ -76,8 +81,8 @@ def test_opcheck_of_backward(kind: str, device: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", ["native", pytest.param("reference", marks=pytest.mark.slow)])
-def test_compiles_without_a_break(kind: str, form: ops.Mode) -> None:
-    case = make_case(kind, masked=True, box=True)
+def test_compiles_without_a_break(kind: str, form: ops.Mode, device: str) -> None:
+    case = make_case(kind, masked=True, box=True, device=device)
     names = list(case.floats())
 
     def attend(*tensors: Tensor) -> Tensor:
@@ -190,33 +195,70 @@ def test_rows_beyond_2_to_the_31_numbers_are_found() -> None:
     assert torch.equal(out[0, 0], value[0, -1, 0])
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("kind", KINDS)
-def test_deterministic_mode_gives_the_same_bits(kind: str) -> None:
-    if dispatch.missing("cuda") is not None or not torch.cuda.is_available():
-        pytest.skip(dispatch.missing("cuda") or "no CUDA device here")
-    case = make_case(kind, queries=500, depth=32, heads=8, device="cuda").to(torch.float32)
-    _, close = case.gradients("native")
+@pytest.fixture
+def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
-    try:
-        _, first = case.gradients("native")
-        for _ in range(20):
-            _, again = case.gradients("native")
-            assert all(torch.equal(again[name], first[name]) for name in first)
-    finally:
-        torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_deterministic_mode_gives_the_same_bits(kind: str, device: str, deterministic: None) -> None:
+    case = make_case(kind, queries=500, depth=32, heads=8, masked=True, device=device).to(torch.float32)
+    _, first = case.gradients("native")
+    for _ in range(20 if device == "cuda" else 1):
+        _, again = case.gradients("native")
+        assert all(torch.equal(again[name], first[name]) for name in first)
+    torch.use_deterministic_algorithms(False)
+    _, close = case.gradients("native")
     for name, grad in first.items():
         torch.testing.assert_close(grad, close[name], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.gpu
+SPOILED = (
+    ("msda", "weights"),
+    ("msda_fused", "logits"),
+    ("kda", "query"),
+    ("kda", "value"),
+    ("kda_separate_key", "key"),
+)
+
+
+@pytest.mark.parametrize(("kind", "name"), SPOILED)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_deterministic_mode_loses_no_gradient_that_is_not_finite(
+    kind: str, name: str, bad: float, device: str, deterministic: None
+) -> None:
+    case = make_case(kind, device=device).to(torch.float32)
+    case.tensors[name][0] = bad
+    _, grads = case.gradients("native")
+    for rows in ("value", "key"):
+        if rows in grads:
+            assert not grads[rows][0].isfinite().all()
+            assert device == "cpu" or grads[rows].isnan().all()
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("held", [math.nan, math.inf, 1e30])
+def test_deterministic_mode_does_not_look_at_padding(
+    kind: str, held: float, device: str, deterministic: None
+) -> None:
+    case = make_case(kind, masked=True, device=device).to(torch.float32)
+    padding = case.tensors["mask"][:, :, None, None]
+    _, expected = case.gradients("native")
+    rows = {n: t.masked_fill(padding, held) for n, t in case.floats().items() if n in ("value", "key")}
+    _, grads = replace(case, tensors=case.tensors | rows).gradients("native")
+    assert all(torch.equal(grads[name], expected[name]) for name in expected)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_side_streams_and_graph_capture(kind: str) -> None:
-    if dispatch.missing("cuda") is not None or not torch.cuda.is_available():
-        pytest.skip(dispatch.missing("cuda") or "no CUDA device here")
-    case = make_case(kind, device="cuda").to(torch.float32)
+def test_side_streams_and_graph_capture(kind: str, device: str) -> None:
+    if device == "cpu":
+        pytest.skip("streams are CUDA's")
+    case = make_case(kind, device=device).to(torch.float32)
     expected = case("native")
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         out = case("native")
     stream.synchronize()
@@ -251,14 +293,14 @@ def refusals() -> dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]
 
 
 @pytest.mark.parametrize("name", list(refusals()))
-def test_the_operators_themselves_refuse_what_cannot_be_meant(name: str) -> None:
+def test_the_operators_themselves_refuse_what_cannot_be_meant(name: str, device: str) -> None:
     kind, change, message = refusals()[name]
-    case = make_case(kind, masked=True)
+    case = make_case(kind, masked=True, device=device)
     operator, args = call_of(case)
     named = dict(zip([a.name for a in operator.default._schema.arguments], args, strict=True))
     named |= change(named)
     # straight to the kernel: the fake implementation would stand in for it where a tensor is on "meta"
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, device.upper()))
     with pytest.raises(RuntimeError, match=message):
         operator.default.redispatch(keys, *named.values())
 

@@ -8,6 +8,7 @@ import sys
 import tomllib
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -143,7 +144,7 @@ def test_a_bare_family_is_the_row_that_its_weights_are_of(tmp_path):
     assert planned("lite_dino", theirs) == resolve("lite_dino").name
     assert planned("lite_dino/h2l2-2x3", ours) == "lite_dino/h2l2-2x3"
     silent = tmp_path / "official.pth"
-    silent.write_bytes(b"0")
+    torch.save({"model": {"x": torch.zeros(1)}}, silent)
     with pytest.raises(CheckpointError, match="does not say which row") as asked:
         planned("lite_dino", silent)
     assert "name the row: --model one of lite_dino/h3l1-2x3" in asked.value.hint

@@ -81,7 +81,15 @@ def test_another_model_is_called_that_and_long_lists_are_cut():
 def test_another_number_of_classes_is_an_error_unless_classes_are_given():
     with pytest.raises(CheckpointError, match="of other shape: class_head") as misfit:
         fill(model(5), model(3).state_dict())
-    assert "another number of classes" in (misfit.value.hint or "")
+    assert "the file has 3 classes, this model 5: build it with num_classes=3" in (misfit.value.hint or "")
+    assert "classes=" in (misfit.value.hint or "")
+
+
+def test_other_rows_than_those_of_classes_are_not_called_classes():
+    tensors = model().state_dict() | {"query_embed.weight": torch.zeros(7, 64)}
+    with pytest.raises(CheckpointError, match="of other shape: query_embed") as misfit:
+        fill(model(), tensors)
+    assert misfit.value.hint == "the file is of another configuration"
 
 
 def test_rows_of_classes_go_over_by_name_and_no_object_with_them():

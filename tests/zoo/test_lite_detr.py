@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import detrcli
 from detrcli.config import assign, from_plain, to_plain
 from detrcli.errors import CheckpointError, UsageError
 from detrcli.plugins.registry import Model, resolve
@@ -19,7 +20,7 @@ from detrcli.weights.keymap import revert
 from detrcli.weights.metadata import Metadata
 from detrcli.weights.opened import open_weights
 from detrcli.weights.resolve import choose
-from detrcli.weights.warm import told, warm_start
+from detrcli.weights.warm import starting_from, told, warm_start
 from detrcli_lite_detr.config import LiteDeformableConfig
 
 FAMILIES = ("lite_deformable", "lite_dino", "dino")
@@ -164,6 +165,28 @@ def test_the_level_split_of_an_official_file_is_asked_for(tmp_path: Path) -> Non
     close(opened.module(*pictures()), model("lite_dino")(*pictures()), atol=0)
 
 
+@pytest.mark.parametrize("family", ["lite_deformable", "lite_dino"])
+def test_another_level_split_than_the_files_is_refused(tmp_path: Path, family: str) -> None:
+    declared, split = tiny(family), {"encoder.high_levels": 1}
+    config = assign(declared.config, split)
+    path = saved(tmp_path / "x.safetensors", declared.name, config, model(family).state_dict())
+    other = detrcli.create_model(declared.name, num_classes=3)
+    before = {name: x.clone() for name, x in other.state_dict().items()}
+    for load in (
+        lambda: detrcli.load_weights(other, path),
+        lambda: warm_start(other, path, declared, classes=CLASSES),
+    ):
+        with pytest.raises(
+            CheckpointError, match=r"encoder\.high_levels=1, .* encoder\.high_levels=2"
+        ) as caught:
+            load()
+        assert "--set model.encoder.high_levels=1" in str(caught.value.hint)
+    assert all(torch.equal(x, before[name]) for name, x in other.state_dict().items())
+    same = detrcli.create_model(declared.name, num_classes=3, **split)
+    assert not detrcli.load_weights(same, path).problems
+    assert not warm_start(same, path, declared.configured(config)).problems
+
+
 def donor(family: str) -> tuple[Model, nn.Module]:
     """The plain model of the same size."""
     lite = tiny({"deformable_detr": "lite_deformable", "dino": "lite_dino"}[family])
@@ -195,6 +218,21 @@ def test_a_training_starts_from_the_hosts_weights(tmp_path: Path, lite: str, pla
         "new: " in line and "encoder.layers.*.self_attn.query_proj.weight (2)" in line for line in lines
     )
     assert any("left out: " in line and "attention_weights.weight" in line for line in lines)
+
+
+def test_a_bare_family_that_starts_from_its_hosts_file_is_its_default(tmp_path: Path) -> None:
+    """The host's tensors tell nothing of the row; a file of the family itself is of one, and must say of which."""
+    path = tmp_path / "silent.pth"
+
+    def chosen(name: str) -> str:
+        declared = tiny(name)
+        official = declared.family.key_maps["official"](declared.config)
+        torch.save({"model": revert(official, declared.build().state_dict())}, path)
+        return starting_from("lite_deformable", str(path)).name
+
+    assert chosen("deformable_detr") == resolve("lite_deformable").name
+    with pytest.raises(CheckpointError, match="does not say which row"):
+        chosen("lite_deformable")
 
 
 def test_a_donor_that_differs_elsewhere_is_refused(tmp_path: Path) -> None:

@@ -67,16 +67,19 @@ inline void fill(A* to, int64_t count, A value) {  // up to 3 elements beyond, w
   for (int64_t i = 0; i < count; i += 4) to[i] = to[i + 1] = to[i + 2] = to[i + 3] = value;
 }
 
-// Where offsets of one query count from and in which unit, in pixels of the level.
+// Where offsets of one query count from and in which unit, in pixels of the level; returns 0, or NaN where that is not finite.
 template <class A>
-inline void anchor(Samples<A>& s, int64_t from, int64_t count, A height, A width, const A* reference, int64_t reference_width,
-                   int64_t points) {
+inline A anchor(Samples<A>& s, int64_t from, int64_t count, A height, A width, const A* reference, int64_t reference_width,
+                int64_t points) {
   fill(s.base_x + from, count, reference[0] * width - A(0.5));
   fill(s.base_y + from, count, reference[1] * height - A(0.5));
   const bool box = reference_width == 4;
   const A unit = A(0.5) / static_cast<A>(points);
   fill(s.step_x + from, count, box ? reference[2] * unit * width : A(1));
   fill(s.step_y + from, count, box ? reference[3] * unit * height : A(1));
+  A poison = 0;
+  for (int64_t k = 0; k < reference_width; ++k) poison += reference[k] * A(0);
+  return poison;
 }
 
 template <class A>
@@ -107,7 +110,7 @@ inline void read_pairs(const Array& array, int64_t index, int64_t count, A* x, A
   });
 }
 
-// Fills corners and rows; returns 0, or NaN where a location is not finite.
+// Fills corners and rows; returns 0, or NaN where a coordinate is not finite: as read, for in pixels a finite one may overflow.
 template <class A>
 A locate(Samples<A>& s, int32_t outside) {
   using F = Float<A>;
@@ -117,9 +120,10 @@ A locate(Samples<A>& s, int32_t outside) {
   const I none = I{} + outside, nothing{};
   for (int64_t i = 0; i < s.count; i += Lanes<A>::N) {
     const F width = load(s.width + i), height = load(s.height + i);
-    F x = load(s.base_x + i) + load(s.step_x + i) * load(s.x + i);
-    F y = load(s.base_y + i) + load(s.step_y + i) * load(s.y + i);
+    F x = load(s.x + i), y = load(s.y + i);
     poison += x * A(0) + y * A(0);
+    x = load(s.base_x + i) + load(s.step_x + i) * x;
+    y = load(s.base_y + i) + load(s.step_y + i) * y;
     x = x > low ? x : low;  // NaN too
     y = y > low ? y : low;
     x = x < width + A(1) ? x : width + A(1);

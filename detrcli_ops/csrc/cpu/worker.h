@@ -55,15 +55,16 @@ struct Worker {
   // Locates the samples of a query and head; returns the poison.
   A place(int64_t b, int64_t q, int64_t m, bool packed) {
     read_pairs(p.locations, head(b, q, m) * samples * 2, samples, s.x, s.y);
+    A poison = 0;
     if (p.reference) {
       const int64_t per_query = p.levels * p.reference_width;
       const A* from = view(p.reference, (b * p.queries + q) * per_query, per_query, reference);
       for (int64_t l = 0; l < p.levels; ++l) {
-        anchor(s, l * p.points, p.points, static_cast<A>(p.shapes[2 * l]), static_cast<A>(p.shapes[2 * l + 1]),
-               from + l * p.reference_width, p.reference_width, p.points);
+        poison += anchor(s, l * p.points, p.points, static_cast<A>(p.shapes[2 * l]), static_cast<A>(p.shapes[2 * l + 1]),
+                         from + l * p.reference_width, p.reference_width, p.points);
       }
     }
-    const A poison = locate(s, outside);
+    poison += locate(s, outside);
     if (p.mask && !packed) leave_padding(s, p.mask + b * p.tokens, outside);
     return poison;
   }

@@ -7,9 +7,9 @@ namespace detrcli_ops {
 namespace {
 
 // Fixed point for the deterministic mode: integer sums do not depend on their order.
-__device__ inline double fixed_scale(const Problem& p, float bound) {
+__device__ inline double fixed_scale(const Problem& p, double bound) {
   const double addends = static_cast<double>(p.queries) * p.samples() * 4;
-  return bound > 0 ? exp2(floor(61 - log2(addends) - log2(static_cast<double>(bound)))) : 1;
+  return bound > 0 ? exp2(fmin(floor(61 - log2(addends) - log2(bound)), 1000.0)) : 1;
 }
 
 template <class T, int LANES, int V, int C>
@@ -36,8 +36,9 @@ struct Scatter {
         auto* to = static_cast<unsigned long long*>(target.data) + at + channel;
 #pragma unroll
         for (int v = 0; v < V; ++v) {
-          const double addend = static_cast<double>(share * row.x[c][v]) * scale;
-          atomicAdd(to + v, static_cast<unsigned long long>(__double2ll_rn(addend)));
+          const double addend = static_cast<double>(share * row.x[c][v]);
+          if (!isfinite(addend)) o.fixed->lost = 1;  // whole numbers have no NaN; all who write it write the same
+          atomicAdd(to + v, static_cast<unsigned long long>(__double2ll_rn(addend * scale)));
         }
         continue;
       }
@@ -94,7 +95,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
   const int m = blockIdx.y, group = threadIdx.x / LANES, lane = threadIdx.x % LANES, samples = p.samples();
   const int64_t b = blockIdx.z;
   const G g{p, b, m, lane};
-  const Scatter<T, LANES, V, C> scatter{g, o, shared, o.bound ? fixed_scale(p, *o.bound) : 0.0};
+  const Scatter<T, LANES, V, C> scatter{g, o, shared, o.fixed ? fixed_scale(p, o.fixed->bound) : 0.0};
 
   for (int64_t tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
     const int64_t found = query_of(p, tile, group, groups);

@@ -131,36 +131,41 @@ int share_levels(Problem& p, size_t element) {
   return used;
 }
 
-// The bound of all addends of the scattered gradients, on the device.
+constexpr int kMost = 4;  // largest numbers that the bound is made of: of gradient, weights, value, query
+
+FixedPoint* fixed_of(const Tensor& most) { return reinterpret_cast<FixedPoint*>(static_cast<double*>(most.data_ptr()) + kMost); }
+
+// A bound of all addends of the scattered gradients, on the device, behind what it was made of.
 Tensor bound_of(const Call& c, const Tensor& grad, cudaStream_t stream) {
-  Tensor most = make(c.value, {5}, ScalarType::Float);
+  Tensor most = make(c.value, {kMost + sizeof(FixedPoint) / sizeof(double)}, ScalarType::Double);
   torch::stable::zero_(most);
-  auto* slots = static_cast<float*>(most.data_ptr());
-  const auto largest = [&](const Tensor& tensor, int slot) {
-    largest_kernel<<<std::min(blocks_for(tensor.numel()), 1024), kThreads, 0, stream>>>(
-        array(tensor), tensor.numel(), reinterpret_cast<unsigned*>(slots + slot));
+  auto* slots = static_cast<double*>(most.data_ptr());
+  const auto largest = [&](const Tensor& tensor, int slot, const bool* mask = nullptr) {
+    auto* kernel = dtype_of(tensor) == Dtype::f64 ? largest_kernel<double> : largest_kernel<float>;
+    kernel<<<std::min(blocks_for(tensor.numel()), 1024), kThreads, 0, stream>>>(
+        array(tensor), tensor.numel(), mask, c.sizes.heads * c.sizes.depth, reinterpret_cast<unsigned long long*>(slots + slot));
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   };
   largest(grad, 0);
   if (c.weights) largest(*c.weights, 1);
   if (c.query) {
     largest(*c.query, 3);
-    largest(c.value, 2);
+    largest(c.value, 2, c.mask ? static_cast<const bool*>(c.mask->data_ptr()) : nullptr);
   }
   bound_kernel<<<1, 1, 0, stream>>>(slots, bool(c.query), c.reference && !c.query, c.query && !c.key,
-                                    static_cast<int>(c.sizes.depth), static_cast<float>(c.scale), slots + 4);
+                                    static_cast<int>(c.sizes.depth), c.scale, fixed_of(most));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return most;
 }
 
 // The buffer of a scattered gradient as the caller's dtype.
-Tensor finished(const Call& c, const Problem& p, const Tensor& buffer, const float* bound, cudaStream_t stream) {
-  if (!bound) return buffer.scalar_type() == c.value.scalar_type() ? buffer : torch::stable::to(buffer, c.value.scalar_type());
+Tensor finished(const Call& c, const Problem& p, const Tensor& buffer, const FixedPoint* fixed, cudaStream_t stream) {
+  if (!fixed) return buffer.scalar_type() == c.value.scalar_type() ? buffer : torch::stable::to(buffer, c.value.scalar_type());
   Tensor out = torch::stable::empty_like(c.value);
   with_dtype(c.value, [&](auto element) {
     using T = decltype(element);
     unfix_kernel<T><<<blocks_for(out.numel()), kThreads, 0, stream>>>(
-        p, static_cast<const long long*>(buffer.data_ptr()), static_cast<T*>(out.data_ptr()), out.numel(), bound);
+        p, static_cast<const long long*>(buffer.data_ptr()), static_cast<T*>(out.data_ptr()), out.numel(), fixed);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return out;
@@ -214,7 +219,7 @@ Grads backward(const Call& c, const Tensor& grad, Needs needs) {
   const Tensor d_key = needs.rows && c.key ? make_zeros(*c.key, summed) : none(c.value);
   MaybeTensor most;
   if (needs.rows && needs.deterministic) most = bound_of(c, grad, stream);
-  const float* bound = most ? static_cast<const float*>(most->data_ptr()) + 4 : nullptr;
+  FixedPoint* fixed = most ? fixed_of(*most) : nullptr;
   Outputs o{array(grad),
             array_if(needs.geometry && kda, g.query),
             array_if(needs.geometry, g.locations),
@@ -223,12 +228,12 @@ Grads backward(const Call& c, const Tensor& grad, Needs needs) {
             array_if(needs.reference, pixels),
             array_if(needs.rows, d_value),
             array_if(needs.rows && c.key, d_key),
-            bound,
+            fixed,
             0};
   with_dtype(c.value, [&](auto element) {
     using T = decltype(element);
     using A = std::conditional_t<std::is_same_v<T, double>, double, float>;
-    if (needs.rows && !bound && !c.key) o.shared_elements = share_levels(p, sizeof(A));
+    if (needs.rows && !fixed && !c.key) o.shared_elements = share_levels(p, sizeof(A));
     with_layout<T>(p.depth, aligned({p.value, p.key, p.query, o.grad, o.query}), [&](auto lanes, auto wide, auto words) {
       p.tiles = tiles_of(p, kThreads / lanes);
       // few enough blocks that each gathers many queries before it flushes its shared levels
@@ -253,8 +258,8 @@ Grads backward(const Call& c, const Tensor& grad, Needs needs) {
     }
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
-  if (needs.rows) g.value = finished(c, p, d_value, bound, stream);
-  if (needs.rows && c.key) g.key = finished(c, p, d_key, bound, stream);
+  if (needs.rows) g.value = finished(c, p, d_value, fixed, stream);
+  if (needs.rows && c.key) g.key = finished(c, p, d_key, fixed, stream);
   return g;
 }
 

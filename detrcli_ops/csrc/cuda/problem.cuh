@@ -39,6 +39,12 @@ struct Problem {
   __host__ __device__ int samples() const { return levels * points; }
 };
 
+// Of the deterministic mode, on the device.
+struct FixedPoint {
+  double bound;  // of every addend that is finite
+  double lost;   // not 0 where one was not
+};
+
 // Where backward writes; absent arrays are not wanted.
 struct Outputs {
   Array grad;                                // in: (B, Q, M, D)
@@ -46,7 +52,7 @@ struct Outputs {
   Array raw;                                 // (B, Q, M, L*P) working type: gradient by attention, before softmax
   Array pixels;                              // (B, Q, M, L*P, 2) working type: gradient by pixel, for the reference
   Array value, key;                          // (B, S, M, D) working type, or int64 in deterministic mode; zeroed
-  const float* bound;                        // deterministic mode: a bound of every addend, else null
+  FixedPoint* fixed;                         // null in the default mode
   int shared_elements;
 };
 

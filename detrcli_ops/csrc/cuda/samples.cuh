@@ -20,7 +20,8 @@ struct Sample {
   __device__ A slope_y(const A* d) const { return (d[2] - d[0]) * (1 - fx) + (d[3] - d[1]) * fx; }
 };
 
-// The sample j of a head of a query. A location that is not finite counts as outside and makes `poison` NaN.
+// The sample j of a head of a query. A location that is not finite counts as outside and makes `poison` NaN; it is asked as
+// read, for in pixels a finite one may overflow.
 template <class A>
 __device__ Sample<A> locate(const Problem& p, int64_t b, int64_t query, int64_t head, int j, A& poison) {
   Sample<A> s{};
@@ -28,11 +29,13 @@ __device__ Sample<A> locate(const Problem& p, int64_t b, int64_t query, int64_t 
   const Level& level = p.level[s.level];
   const int64_t at = (head * p.samples() + j) * 2;
   A x = get<A>(p.locations, at), y = get<A>(p.locations, at + 1);
+  poison += x * A(0) + y * A(0);
   A base_x = A(-0.5), base_y = A(-0.5);
   s.step_x = static_cast<A>(level.width);
   s.step_y = static_cast<A>(level.height);
   if (p.reference) {
     const int64_t ref = (query * p.levels + s.level) * p.reference_width;
+    for (int k = 0; k < p.reference_width; ++k) poison += get<A>(p.reference, ref + k) * A(0);
     base_x = get<A>(p.reference, ref) * level.width - A(0.5);
     base_y = get<A>(p.reference, ref + 1) * level.height - A(0.5);
     const A unit = A(0.5) / static_cast<A>(p.points);
@@ -41,7 +44,6 @@ __device__ Sample<A> locate(const Problem& p, int64_t b, int64_t query, int64_t 
   }
   x = base_x + s.step_x * x;
   y = base_y + s.step_y * y;
-  poison += x * A(0) + y * A(0);
   x = x > A(-2) ? x : A(-2);  // NaN too
   y = y > A(-2) ? y : A(-2);
   x = x < A(level.width + 1) ? x : A(level.width + 1);
