@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from pathlib import Path
 
 from detrcli.errors import DetrError
@@ -35,11 +36,15 @@ def _number(path: Path, label: str) -> int | None:
 
 
 def _fresh(out: Path) -> Path:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DetrError(
-            f"{out} exists and is not empty; runs are never overwritten", hint="choose another --out"
-        )
-    return out if out.is_dir() else _made(out)
+    if not os.path.exists(out):  # also where nobody may look: making it says why
+        return _made(out)
+    try:
+        if out.is_dir() and not any(out.iterdir()):
+            with tempfile.TemporaryFile(dir=out):  # now, not after the work
+                return out
+    except OSError as error:
+        raise _refused(f"write in {out}", error) from error
+    raise DetrError(f"{out} exists and is not empty; runs are never overwritten", hint="choose another --out")
 
 
 def _made(path: Path) -> Path:
@@ -48,8 +53,12 @@ def _made(path: Path) -> Path:
     except FileExistsError:
         raise
     except OSError as error:
-        raise DetrError(
-            f"cannot make {path}: {error.strerror or error}",
-            hint="choose a place you may write to with --out or DETR_RUNS",
-        ) from error
+        raise _refused(f"make {path}", error) from error
     return path
+
+
+def _refused(what: str, error: OSError) -> DetrError:
+    return DetrError(
+        f"cannot {what}: {error.strerror or error}",
+        hint="choose a place you may write to with --out or DETR_RUNS",
+    )
