@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -143,12 +143,10 @@ def _score_model(
 def _check_what_comes_last(scorer: Scorer, out: Path | None) -> None:
     """Hours of a model's work are not to be lost for it."""
     from detrcli.evaluate.coco import choose_backend
-    from detrcli.runs import new_run
+    from detrcli.runs import check_place
 
     choose_backend(scorer)
-    if out is not None:
-        with suppress(FileExistsError):  # another process of this evaluation was quicker
-            new_run("eval", "", out)
+    check_place("eval", out)
 
 
 def _tell_choice(model: str | None, weights: str | None, batch_size: int | None) -> None:

@@ -108,6 +108,11 @@ def test_what_comes_last_is_checked_before_the_model_works(detr, tmp_path, monke
     ended = detr(*arguments, "--scorer", "ultrafast")
     assert ended.code == 2
     assert "scorer is not installed" in ended.err
+    monkeypatch.setenv("DETR_RUNS", str(tmp_path / "full" / "file"))
+    ended = detr(*arguments)
+    assert ended.code == 1
+    assert "cannot make files in" in ended.err
+    assert "DETR_RUNS" in ended.err
     assert not worked
 
 
