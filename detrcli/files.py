@@ -36,6 +36,20 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def writing(where: str) -> Iterator[None]:
+    """Results are written: what the system refuses ("in FOLDER", "on stdout") is no defect of ours."""
+    try:
+        yield
+    except BrokenPipeError:  # the reader has what it wanted
+        raise
+    except OSError as error:
+        raise DetrError(
+            f"cannot write {where}: {error.strerror or error}",
+            hint="free some space, or choose another --out",
+        ) from error
+
+
 def home() -> Path:
     """`$DETR_HOME`, else `detrcli` in the user's cache folder."""
     if chosen := os.environ.get("DETR_HOME"):

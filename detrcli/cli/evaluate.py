@@ -74,28 +74,30 @@ def evaluate(
             device=device,
             devices=devices > 1,
             amp=amp != "off",
-            limit=limit,
         )
         from detrcli.evaluate.truth import load_truth
 
         dataset = load_truth(data, split, data_root, pictures=False)
-        coco, table = _score_saved(dataset, detections, scorer)
-        about: dict[str, Any] = {"detections": str(detections), "images": len(dataset)}
+        images = min(limit or len(dataset), len(dataset))
+        coco, table = _score_saved(dataset, images, detections, scorer)
+        about: dict[str, Any] = {"split": dataset.split, "detections": str(detections), "images": images}
         what = detections.stem
     else:
         result = _score_model(
-            data, model, weights, split=split, data_root=data_root, batch_size=batch_size, workers=workers,
+            data, model, weights, out, split=split, data_root=data_root, batch_size=batch_size, workers=workers,
             device=device, devices=devices, amp=amp == "bf16", limit=limit, scorer=scorer,
         )  # fmt: skip
         coco, table, what = result.coco, result.detections, result.model
-        about = {"model": result.model, "weights": result.weights, "amp": amp}
+        about = {"split": result.split, "model": result.model, "weights": result.weights, "amp": amp}
         about |= {
             "images": result.images,
             "batch_size": result.batch_size,
             "seconds": round(result.seconds, 3),
         }
         about["images_per_second"] = round(result.images_per_second, 3)
-    _finish(coco, table, {"data": data, "split": split or "val", **about}, what, out, per_class, as_json)
+    if limit is not None:
+        about["limit"] = limit
+    _finish(coco, table, {"data": data, **about}, what, out, per_class, as_json)
 
 
 def _refuse(**options: object) -> None:
@@ -108,22 +110,43 @@ def _refuse(**options: object) -> None:
             )
 
 
-def _score_saved(dataset: Dataset, path: Path, scorer: Scorer) -> tuple[CocoMetrics, DetectionTable]:
+def _score_saved(
+    dataset: Dataset, images: int, path: Path, scorer: Scorer
+) -> tuple[CocoMetrics, DetectionTable]:
+    """On the first so many images; what was saved for others is left out, unless the data set does not know them."""
+    import numpy as np
+
     from detrcli.evaluate.coco import score
     from detrcli.evaluate.tables import DetectionTable, TruthTable
 
     table = DetectionTable.read(path)
+    if images < len(dataset):
+        table.check_against(TruthTable.of(dataset), str(path))
+        dataset = dataset.select(range(images))
+        table = table.rows(np.flatnonzero(np.isin(table.image_ids, dataset.annotations.image_ids)))
     return score(TruthTable.of(dataset), table, backend=scorer, where=str(path)), table
 
 
-def _score_model(data: str, model: str | None, weights: str | None, **options: Any) -> EvalResult:
+def _score_model(
+    data: str, model: str | None, weights: str | None, out: Path | None, **options: Any
+) -> EvalResult:
     """What is wrong with the names is told before torch is loaded."""
     from detrcli.api import evaluate as run
     from detrcli.export.description import exported_file
 
     if exported_file(model, weights) is None:
         _tell_choice(model, weights, options["batch_size"])
+    _check_what_comes_last(options["scorer"], out)
     return run(data, model, weights=weights, progress=_progress, **options)
+
+
+def _check_what_comes_last(scorer: Scorer, out: Path | None) -> None:
+    """Hours of a model's work are not to be lost for it."""
+    from detrcli.evaluate.coco import choose_backend
+    from detrcli.runs import check_place
+
+    choose_backend(scorer)
+    check_place("eval", out)
 
 
 def _tell_choice(model: str | None, weights: str | None, batch_size: int | None) -> None:

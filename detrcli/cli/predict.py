@@ -90,9 +90,11 @@ def predict(
     tally = Tally(records=[] if as_json else None)
     settings = {"conf": conf, "top": top, "max_size": max_size, "tile": tile}
     options: dict[str, Any] = {**settings, "classes": _words(classes), "batch": batch, "amp": amp == "bf16"}
+    options |= {"recursive": recursive, "leave_out": _own_folders(out)}
+    results = predictor.predict(sources, on_failure=tally.fail, **options)
     writing = _outputs(predictor, out, forms, settings, tally)
     with writing as (outputs, folder), console.progress("pictures") as ticker:
-        for result in predictor.predict(sources, recursive=recursive, on_failure=tally.fail, **options):
+        for result in results:
             outputs.write(result)
             tally.add(result)
             ticker.advance()
@@ -139,19 +141,27 @@ def _load(model: str | None, weights: str | None, device: str | None) -> Predict
     return load(choice, device)
 
 
+def _own_folders(out: str | None) -> list[Path]:
+    """Where predictions are drawn, which are no pictures to look at again."""
+    from detrcli.runs import root
+
+    return [root("predict"), *([Path(out)] if out else [])]
+
+
 @contextmanager
 def _outputs(
     predictor: Predictor, out: str | None, forms: list[str], settings: dict[str, Any], tally: Tally
 ) -> Iterator[tuple[Outputs, str | None]]:
     """The writers, closed whatever happens: what was found before an interruption is whole."""
-    from detrcli.predict.writers import JsonLines, Outputs, Target
+    from detrcli.predict.writers import JsonLines, Outputs, Target, check_forms
     from detrcli.runs import new_run
 
     folder: str | None = None
     if out == "-":
-        outputs = Outputs([JsonLines(sys.stdout)])
+        outputs = Outputs([JsonLines(sys.stdout)], "on stdout")
     else:
-        place = Path(out) if out else new_run("predict", predictor.name)
+        check_forms(forms)  # before a folder is made for them
+        place = new_run("predict", predictor.name, Path(out) if out else None)
         about = {"model": predictor.name, "weights": predictor.weights, "settings": settings}
         outputs, folder = Outputs.in_folder(Target(place, predictor.categories, about), forms), str(place)
     try:

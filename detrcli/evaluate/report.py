@@ -10,6 +10,7 @@ from typing import Any
 
 from detrcli.evaluate.coco import METRICS, CocoMetrics
 from detrcli.evaluate.tables import DetectionTable
+from detrcli.files import writing
 
 METRICS_FILE, CLASSES_FILE, DETECTIONS_FILE = "metrics.json", "classes.csv", "detections.json"
 
@@ -31,11 +32,16 @@ def document(coco: CocoMetrics, about: Mapping[str, Any]) -> dict[str, Any]:
 
 def write(folder: Path, coco: CocoMetrics, detections: DetectionTable, about: Mapping[str, Any]) -> None:
     """metrics.json, classes.csv and detections.json, the last to be scored again by `detr eval DATA --detections`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    detections.write(folder / DETECTIONS_FILE)
     text = json.dumps({"schema_version": 1, **document(coco, about)}, ensure_ascii=False, indent=1)
-    (folder / METRICS_FILE).write_text(text + "\n", encoding="utf-8")
-    with (folder / CLASSES_FILE).open("w", encoding="utf-8", newline="") as file:
+    with writing(f"in {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        detections.write(folder / DETECTIONS_FILE)
+        (folder / METRICS_FILE).write_text(text + "\n", encoding="utf-8")
+        _write_classes(folder / CLASSES_FILE, coco)
+
+
+def _write_classes(path: Path, coco: CocoMetrics) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(("id", "name", "objects", "detections", *METRICS))
         for c in coco.classes:

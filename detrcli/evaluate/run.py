@@ -19,10 +19,10 @@ from detrcli import distributed
 from detrcli.boxes import xyxy_to_xywh
 from detrcli.data.annotations import Dataset
 from detrcli.data.loader import eval_loader
-from detrcli.errors import DataError, NonFiniteError
-from detrcli.evaluate.coco import Backend, CocoMetrics, score
+from detrcli.errors import DataError, DetrError
+from detrcli.evaluate.coco import Backend, CocoMetrics, choose_backend, score
 from detrcli.evaluate.tables import DetectionTable, Ints, TruthTable
-from detrcli.nn.inference import infer
+from detrcli.nn.inference import infer, refuse_non_finite
 from detrcli.nn.speed import fastest
 from detrcli.plugins.contract import Preprocess
 from detrcli.types import Batch, Categories, Detections, Output
@@ -36,6 +36,7 @@ class EvalResult:
 
     coco: CocoMetrics
     detections: DetectionTable  # in the order of the data set
+    split: str
     images: int
     batch_size: int
     seconds: float
@@ -71,6 +72,7 @@ def evaluate(
     `categories` are the model's, where they may differ from the data set's: classes are then matched by name, and what the
     data set does not know is left out. `advance` is told after each batch how many images were done.
     """
+    backend = choose_backend(backend)  # every rank before it begins: only rank 0 scores
     if limit is not None and limit < len(dataset):
         dataset = dataset.select(range(limit))
     category_ids = match_categories(categories or dataset.categories, dataset.categories)
@@ -128,13 +130,9 @@ def _detect(
 
 
 def _table(image_id: int, answer: Detections, category_ids: Ints) -> DetectionTable:
+    refuse_non_finite(answer, f"image {image_id}")
     scores = answer.scores.double().numpy()
     boxes = xyxy_to_xywh(answer.boxes.double()).numpy()
-    if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
-        raise NonFiniteError(
-            f"the model's answer for image {image_id} is NaN or infinite",
-            hint="the training has diverged (lower the rate), or 16 bits were too few (leave --amp out)",
-        )
     labels = answer.labels.numpy()
     known = (labels < len(category_ids)) & (category_ids[np.minimum(labels, len(category_ids) - 1)] >= 0)
     image_ids = np.full(len(labels), image_id, np.int64)
@@ -151,12 +149,12 @@ class Share:
 
 def _score_together(dataset: Dataset, mine: Share, batch_size: int, backend: Backend) -> EvalResult:
     """Gather on rank 0, score there, share the result; an error is shared too, for the others wait for an answer."""
-    answer: list[EvalResult | DataError | None] = [None]
+    answer: list[EvalResult | DetrError | None] = [None]
     shares = _gather(mine)
     if shares:
         try:
             answer = [_score(dataset, shares, batch_size, backend)]
-        except DataError as error:
+        except DetrError as error:
             answer = [error]
     if distributed.running():
         dist.broadcast_object_list(answer)
@@ -179,4 +177,5 @@ def _score(dataset: Dataset, shares: list[Share], batch_size: int, backend: Back
     place = {int(image_id): i for i, image_id in enumerate(dataset.annotations.image_ids)}
     found = found.rows(np.argsort([place[i] for i in found.image_ids.tolist()], kind="stable"))
     coco = score(TruthTable.of(dataset), found, backend=backend)
-    return EvalResult(coco, found, len(dataset), batch_size, max(share.seconds for share in shares))
+    seconds = max(share.seconds for share in shares)
+    return EvalResult(coco, found, dataset.split, len(dataset), batch_size, seconds)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detrcli.errors import UsageError
-from detrcli.types import Output
+from detrcli.errors import NonFiniteError, UsageError
+from detrcli.types import Detections, Output
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -38,6 +38,15 @@ def infer(model: nn.Module, images: Tensor, mask: Tensor | None, *, amp: bool = 
     with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
         output: Output = model(images, mask)
     return _to_float(output) if amp else output
+
+
+def refuse_non_finite(answer: Detections, picture: str) -> None:
+    """NaN is less than no threshold: a diverged model would seem to find nothing."""
+    if not (answer.scores.isfinite().all() and answer.boxes.isfinite().all()):
+        raise NonFiniteError(
+            f"the model's answer for {picture} is NaN or infinite",
+            hint="the training has diverged (lower the rate), or 16 bits were too few (leave --amp out)",
+        )
 
 
 def _to_float(value: Any) -> Any:

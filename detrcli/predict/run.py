@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from queue import Full, Queue
 from typing import TypedDict
 
@@ -22,7 +23,7 @@ from detrcli.data.images import Source
 from detrcli.data.loader import collate
 from detrcli.data.transforms import prepare
 from detrcli.errors import ImageError, UsageError, unknown
-from detrcli.nn.inference import infer
+from detrcli.nn.inference import infer, refuse_non_finite
 from detrcli.plugins.contract import Preprocess
 from detrcli.predict.result import Detection, Failure, Result
 from detrcli.predict.sources import Input, expand
@@ -69,6 +70,7 @@ class Options(TypedDict, total=False):
     tile: int | None
     amp: bool
     recursive: bool
+    leave_out: Sequence[Path]
     on_failure: Callable[[Failure], None] | None
 
 
@@ -114,20 +116,32 @@ class Predictor:
         tile: int | None = None,
         amp: bool = False,
         recursive: bool = False,
+        leave_out: Sequence[Path] = (),
         on_failure: Callable[[Failure], None] | None = None,
     ) -> Iterator[Result]:
         """The objects in each picture, in the order of the sources.
 
         `batch` is by default 1 or what the model insists on, `conf` is the lowest score, `top` the largest number a
         picture, `classes` names or ids to keep, `max_size` a limit for the long side that the model sees; with `tile`
-        larger pictures are also seen in overlapping squares of that many pixels. An unreadable picture raises an
-        ImageError, or is given to `on_failure` and skipped.
+        larger pictures are also seen in overlapping squares of that many pixels. `leave_out` are folders that are not
+        entered from one above them. An unreadable picture raises an ImageError, or is given to `on_failure` and skipped;
+        a wrong option is refused at once.
         """
         batch = self.only_batch or 1 if batch is None else batch
         if batch < 1:
             raise UsageError(f"batch must be 1 or more (value given: {batch})")
         settings = Settings(self._sized(max_size), tile, conf, top, self._labels(classes))
-        read = _read_ahead(expand(sources, recursive=recursive), settings, 2 * batch)
+        inputs = expand(sources, recursive=recursive, leave_out=leave_out)
+        return self._results(_read_ahead(inputs, settings, 2 * batch), settings, batch, amp, on_failure)
+
+    def _results(
+        self,
+        read: Iterator[Picture | Unreadable],
+        settings: Settings,
+        batch: int,
+        amp: bool,
+        on_failure: Callable[[Failure], None] | None,
+    ) -> Iterator[Result]:
         views = _views(_readable(read, on_failure), settings)
         seen: list[tuple[Window, Detections]] = []
         notes: tuple[str, ...] = ()
@@ -163,7 +177,10 @@ class Predictor:
         batch = collate([view.sample for view in views])
         mask = batch.mask.to(self.device) if batch.mask.any() else None
         output = infer(self.model, batch.images.to(self.device), mask, amp=amp)
-        return [answer.cpu() for answer in self.postprocess(output, batch.original_sizes.to(self.device))]
+        answers = [a.cpu() for a in self.postprocess(output, batch.original_sizes.to(self.device))]
+        for view, answer in zip(views, answers, strict=True):
+            refuse_non_finite(answer, view.picture.name)
+        return answers
 
     def _result(
         self,

@@ -5,11 +5,13 @@
                                                                     are names or JSON objects with a "source"
 
 Names are expanded lazily and in a fixed order (folders and globs sorted), so any number of pictures costs the same memory.
+A folder that is looked into on the way down, by `recursive` or `**`, is entered once, however links lead back to it.
 Expanding never fails: what cannot be read becomes an input that says why.
 """
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
@@ -33,6 +35,15 @@ _ENDINGS = "jpg jpeg jpe jfif png bmp dib gif webp tif tiff ppm pgm pbm pnm avif
 SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split(" "))
 _OTHER_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 LARGEST_FILE = 1 << 30  # bytes; no picture that can be decoded needs more
+# Pictures that may begin with a whole line of text: where a line ends is up to a width or a size.
+_TEXT_FIRST = re.compile(
+    rb"P[1-7Ff]\s+(\d|#|$)"  # PNM
+    rb"|GIF8[79]a.{0,6}\n"
+    rb"|RIFF(.{0,3}\n|.{4}WEBP)"
+    rb"|BM.{0,3}\n",
+    re.DOTALL,
+)
+Folder = tuple[int, int]  # what all names of a folder have in common
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +68,18 @@ class Input:
         return read_image(data, name=self.name), _peculiar(data, self.name)
 
 
-def expand(sources: Source | Iterable[Source], *, recursive: bool = False) -> Iterator[Input]:
-    """Every picture that the sources name, in order."""
+def expand(
+    sources: Source | Iterable[Source], *, recursive: bool = False, leave_out: Iterable[Path] = ()
+) -> Iterator[Input]:
+    """Every picture that the sources name, in order. Folders `leave_out` are entered only when one of them is named."""
     if isinstance(sources, (str, bytes, os.PathLike, Image.Image, np.ndarray, Tensor)):
         sources = [sources]
+    closed = _folders(leave_out)
     for number, source in enumerate(sources):
         if isinstance(source, str) and source == "-":
-            yield from _piped(sys.stdin.buffer, recursive)
+            yield from _piped(sys.stdin.buffer, recursive, closed)
         elif isinstance(source, (str, os.PathLike)):
-            yield from _named(os.fspath(source), recursive)
+            yield from _named(os.fspath(source), recursive, closed)
         else:
             yield Input(_name_of(source, number), source)
 
@@ -75,23 +89,23 @@ def _name_of(source: Source, number: int) -> str:
     return name if isinstance(name, str) and name else f"{type(source).__name__.lower()}-{number + 1}"
 
 
-def _named(name: str, recursive: bool) -> Iterator[Input]:
+def _named(name: str, recursive: bool, closed: set[Folder]) -> Iterator[Input]:
     if is_url(name):
         yield Input(_readable(name), name)
     elif os.path.isdir(name):
-        yield from _folder(Path(name), recursive)
+        yield from _folder(Path(name), recursive, closed)
     elif not os.path.lexists(name) and _OTHER_SCHEME.match(name):
         name = _readable(name)
         yield Input(name, ImageError(f"{name}: of addresses only http and https are read"))
     elif not os.path.lexists(name) and glob.has_magic(name):
-        yield from _glob(name)
+        yield from _glob(name, closed)
     else:
         yield Input(_readable(name), name)
 
 
-def _glob(pattern: str) -> Iterator[Input]:
+def _glob(pattern: str, closed: set[Folder]) -> Iterator[Input]:
     try:
-        matches = sorted(path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path))
+        matches = sorted({path for path in _matches(pattern, closed) if not os.path.isdir(path)})
     except ValueError:  # letters that no file name can have
         matches = []
     if not matches:
@@ -100,10 +114,36 @@ def _glob(pattern: str) -> Iterator[Input]:
     yield from (Input(_readable(path), path) for path in matches)
 
 
-def _folder(folder: Path, recursive: bool) -> Iterator[Input]:
-    """Pictures by their suffix; a folder that links back to one above it is entered once."""
+def _matches(pattern: str, closed: set[Folder]) -> Iterator[str]:
+    """What `glob.glob` finds, whose own `**` follows links in circles."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        yield from glob.glob(pattern)
+        return
+    place = parts.index("**")
+    rest = parts[place + 1 :] or ("*",)
+    for top in glob.glob(str(Path(*parts[:place]))):
+        for folder in _below(Path(top), closed - _folders([top])):
+            yield from _matches(str(Path(glob.escape(str(folder)), *rest)), closed)
+
+
+def _below(folder: Path, closed: set[Folder]) -> Iterator[Path]:
+    """What `**` stands for: the folder and all below it but hidden ones."""
+    try:
+        entries = _enter(folder, closed)
+    except OSError:
+        return
+    if entries:
+        yield folder
+    for entry in entries:
+        if not entry.name.startswith(".") and os.path.isdir(entry):
+            yield from _below(entry, closed)
+
+
+def _folder(folder: Path, recursive: bool, closed: set[Folder]) -> Iterator[Input]:
+    """Pictures by their suffix."""
     empty = True
-    for found in _walk(folder, recursive, set()):
+    for found in _walk(folder, recursive, closed - _folders([folder])):
         empty = False
         yield found
     if empty:
@@ -112,27 +152,42 @@ def _folder(folder: Path, recursive: bool) -> Iterator[Input]:
         yield Input(name, ImageError(f"{name}: no picture {where}"))
 
 
-def _walk(folder: Path, recursive: bool, seen: set[tuple[int, int]]) -> Iterator[Input]:
+def _walk(folder: Path, recursive: bool, closed: set[Folder]) -> Iterator[Input]:
     try:
-        status = folder.stat()
-        entries = sorted(folder.iterdir())
+        entries = _enter(folder, closed)
     except OSError as error:
         name = _readable(str(folder))
         yield Input(name, ImageError(f"{name}: {(error.strerror or str(error)).lower()}"))
         return
-    if (status.st_dev, status.st_ino) in seen:
-        return
-    seen.add((status.st_dev, status.st_ino))
     for entry in entries:
-        if entry.is_dir():
+        if os.path.isdir(entry):  # never fails: what cannot be looked at is told when it is opened
             if recursive:
-                yield from _walk(entry, recursive, seen)
+                yield from _walk(entry, recursive, closed)
         elif entry.suffix.lower() in SUFFIXES:
             yield Input(_readable(str(entry)), entry)
 
 
-def _piped(stream: BinaryIO, recursive: bool) -> Iterator[Input]:
-    """Standard input: a picture when its first line is no text, else one name a line."""
+def _enter(folder: Path, closed: set[Folder]) -> list[Path]:
+    """What is in a folder, sorted, and nothing in one that is closed, as it is from now on."""
+    this, entries = _folders([folder]), sorted(folder.iterdir())
+    if this <= closed:
+        return []
+    closed |= this
+    return entries
+
+
+def _folders(paths: Iterable[str | Path]) -> set[Folder]:
+    """Those of the paths that are there."""
+    found = set()
+    for path in paths:
+        with contextlib.suppress(OSError):
+            status = os.stat(path)
+            found.add((status.st_dev, status.st_ino))
+    return found
+
+
+def _piped(stream: BinaryIO, recursive: bool, closed: set[Folder]) -> Iterator[Input]:
+    """Standard input: a picture when its beginning is that of one or no text, else one name a line."""
     first = stream.readline()
     if _is_binary(first):
         yield Input("stdin", first + stream.read(LARGEST_FILE))
@@ -140,20 +195,23 @@ def _piped(stream: BinaryIO, recursive: bool) -> Iterator[Input]:
     while first:
         line = first.decode("utf-8", "surrogateescape").strip("\r\n")
         if line.strip():
-            yield from _line(line, recursive)
+            yield from _line(line, recursive, closed)
         first = stream.readline()
 
 
 def _is_binary(line: bytes) -> bool:
     try:
-        return b"\0" in line or any(ord(c) < 9 or 13 < ord(c) < 32 for c in line.decode())
+        if b"\0" in line or any(ord(c) < 9 or 13 < ord(c) < 32 for c in line.decode()):
+            return True
+        unlike_a_name = _TEXT_FIRST.match(line) is not None
     except UnicodeDecodeError:
-        return not os.path.lexists(line.rstrip(b"\r\n"))
+        unlike_a_name = True
+    return unlike_a_name and not os.path.lexists(line.rstrip(b"\r\n"))
 
 
-def _line(line: str, recursive: bool) -> Iterator[Input]:
+def _line(line: str, recursive: bool, closed: set[Folder]) -> Iterator[Input]:
     if not line.lstrip().startswith("{"):
-        yield from _named(line, recursive)
+        yield from _named(line, recursive, closed)
         return
     try:
         source = json.loads(line)["source"]
@@ -163,7 +221,7 @@ def _line(line: str, recursive: bool) -> Iterator[Input]:
         name = _readable(line[:80])
         yield Input(name, ImageError(f'{name}: a JSON line needs a "source", the name of a picture'))
         return
-    yield from _named(source, recursive)
+    yield from _named(source, recursive, closed)
 
 
 def _readable(name: str) -> str:

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from PIL import Image
 
-from detrcli.errors import DetrError, unknown
+from detrcli.errors import unknown
+from detrcli.files import writing
 from detrcli.predict import draw
 from detrcli.predict.result import Failure, Result
 from detrcli.predict.run import stem_of
 from detrcli.types import Categories
 
 SCHEMA_VERSION = 1  # of the documents described by docs/schema/predict.schema.json
+END_OF_NUMBERS = (
+    10**15
+)  # ids of COCO results from file names end here, others begin; floats hold both exactly
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,33 +46,31 @@ class Writer(Protocol):
 
 
 class Outputs:
-    """All writers of a run as one."""
+    """All writers of a run as one; `where` they write, in words."""
 
-    def __init__(self, writers: list[Writer]) -> None:
+    def __init__(self, writers: list[Writer], where: str) -> None:
         self.writers = writers
+        self.where = where
         self._taken: set[str] = set()
 
     @classmethod
     def in_folder(cls, target: Target, forms: list[str]) -> Outputs:
-        for form in forms:
-            if form not in FORMS:
-                raise unknown("output format", form, FORMS)
-        try:
+        where = f"in {target.folder}"
+        with writing(where):
             target.folder.mkdir(parents=True, exist_ok=True)
-            return cls([FORMS[form](target) for form in dict.fromkeys(forms)])
-        except OSError as error:
-            raise DetrError(
-                f"cannot write in {target.folder}: {error.strerror or error}", hint="choose another --out"
-            ) from error
+            return cls([FORMS[form](target) for form in dict.fromkeys(forms)], where)
 
     def write(self, result: Result) -> None:
         stem = self._stem(result)
-        for writer in self.writers:
-            writer.write(result, stem)
+        with writing(self.where):
+            for writer in self.writers:
+                writer.write(result, stem)
 
     def close(self, failures: list[Failure]) -> None:
-        for writer in self.writers:
-            writer.close(failures)
+        """All of them, even where one cannot finish."""
+        with writing(self.where), ExitStack() as stack:
+            for writer in reversed(self.writers):
+                stack.callback(writer.close, failures)
 
     def _stem(self, result: Result) -> str:
         """A file name for this result that no other result of the run has."""
@@ -106,8 +109,8 @@ class _Json:
         self.separator = ",\n"
 
     def close(self, failures: list[Failure]) -> None:
-        self.file.write(f'\n], "failures": {_text([failure.to_dict() for failure in failures])}}}\n')
-        self.file.close()
+        with self.file:
+            self.file.write(f'\n], "failures": {_text([failure.to_dict() for failure in failures])}}}\n')
 
 
 class JsonLines:
@@ -133,13 +136,13 @@ class _JsonLinesFile(JsonLines):
         super().__init__((target.folder / "predictions.jsonl").open("w", encoding="utf-8"))
 
     def close(self, failures: list[Failure]) -> None:
-        super().close(failures)
-        self.file.close()
+        with self.file:
+            super().close(failures)
 
 
 class _Coco:
     """`coco_results.json` for evaluators, and `coco_images.json`, which says what its ids mean. A file whose name is a number,
-    as in COCO, keeps it as its id."""
+    as in COCO, keeps it as its id; ids of others are larger than any such number, for which may still come is not known."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -149,19 +152,23 @@ class _Coco:
         self.separator = "["
 
     def write(self, result: Result, stem: str) -> None:
-        image_id = int(stem) if stem.isascii() and stem.isdigit() else result.index + 1
-        while image_id in self.taken:
-            image_id += 1
-        self.taken.add(image_id)
+        image_id = self._id(stem, result.index)
         size = {"width": result.width, "height": result.height}
         self.images.append({"id": image_id, "file_name": result.source, **size})
         for row in result.to_coco(image_id):
             self.file.write(self.separator + _text(row))
             self.separator = ",\n"
 
+    def _id(self, stem: str, index: int) -> int:
+        number = int(stem) if stem.isascii() and stem.isdigit() else END_OF_NUMBERS
+        if number < END_OF_NUMBERS and number not in self.taken:
+            self.taken.add(number)
+            return number
+        return END_OF_NUMBERS + index
+
     def close(self, failures: list[Failure]) -> None:
-        self.file.write("]\n" if self.separator != "[" else "[]\n")
-        self.file.close()
+        with self.file:
+            self.file.write("]\n" if self.separator != "[" else "[]\n")
         names = zip(self.target.categories.ids, self.target.categories.names, strict=True)
         categories = [{"id": number, "name": name} for number, name in names]
         document = _text({"images": self.images, "categories": categories})
@@ -240,6 +247,13 @@ FORMS: Mapping[str, Callable[[Target], Writer]] = {
     "csv": _Csv,
     "crops": _Crops,
 }
+
+
+def check_forms(forms: Iterable[str]) -> None:
+    """An error for a form that there is not."""
+    for form in forms:
+        if form not in FORMS:
+            raise unknown("output format", form, FORMS)
 
 
 def _text(value: Any) -> str:

@@ -10,7 +10,7 @@ A folder may hold anything: lines cut short, links, files of other programs, lie
 what it is.
 """
 
-from detrcli.runs.folder import new_run, root
+from detrcli.runs.folder import check_place, new_run, root
 from detrcli.runs.history import History
 from detrcli.runs.reading import shown
 from detrcli.runs.run import RUN_FILE, Run, every, find, may_remove, names, read, remove
@@ -19,6 +19,7 @@ __all__ = [
     "RUN_FILE",
     "History",
     "Run",
+    "check_place",
     "every",
     "find",
     "may_remove",

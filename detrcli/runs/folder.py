@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -29,17 +30,36 @@ def new_run(verb: str, label: str, out: Path | None = None) -> Path:
     raise DetrError(f"no free folder name for {label} in {base}", hint="choose one with --out")
 
 
+def check_place(verb: str, out: Path | None = None) -> None:
+    """An error where `new_run` would fail, for those who need it only after their work; a folder that is made stays."""
+    if out is None:
+        _content(root(verb))
+    else:
+        _fresh(out)
+
+
 def _number(path: Path, label: str) -> int | None:
     suffix = path.name[len(label) + 1 :]
     return int(suffix) if suffix.isdigit() else None
 
 
 def _fresh(out: Path) -> Path:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if _content(out):
         raise DetrError(
             f"{out} exists and is not empty; runs are never overwritten", hint="choose another --out"
         )
-    return out if out.is_dir() else _made(out)
+    return out
+
+
+def _content(folder: Path) -> list[str]:
+    """What is in a folder that may be written in; it is made where it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return os.listdir(folder)
+    except OSError as error:
+        raise _refused(f"make files in {folder}", error) from error
 
 
 def _made(path: Path) -> Path:
@@ -48,8 +68,12 @@ def _made(path: Path) -> Path:
     except FileExistsError:
         raise
     except OSError as error:
-        raise DetrError(
-            f"cannot make {path}: {error.strerror or error}",
-            hint="choose a place you may write to with --out or DETR_RUNS",
-        ) from error
+        raise _refused(f"make {path}", error) from error
     return path
+
+
+def _refused(what: str, error: OSError) -> DetrError:
+    return DetrError(
+        f"cannot {what}: {error.strerror or error}",
+        hint="choose a place you may write to with --out or DETR_RUNS",
+    )

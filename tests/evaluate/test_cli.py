@@ -12,6 +12,7 @@ import pytest
 from detrcli import api
 from detrcli.data.shapes import load_shapes
 from detrcli.errors import DataError
+from detrcli.evaluate import coco
 from detrcli.evaluate.coco import METRICS
 from tests import commands
 from tests.cli.run import detr as process
@@ -57,6 +58,7 @@ def test_saved_detections_are_scored_without_a_model(detr, truth, tmp_path):
     document = json.loads(ended.out)
     jsonschema.validate(document, SCHEMA)
     assert document["metrics"]["ap"] == pytest.approx(1)
+    assert document["split"] == "train"  # the only one there is
     assert [c["name"] for c in document["classes"]] == ["red spot", "blue spot"]
     jsonschema.validate(json.loads(Path("out/metrics.json").read_text()), SCHEMA)
     with open("out/classes.csv", newline="") as file:
@@ -76,6 +78,42 @@ def test_the_tables_show_what_was_measured(detr, truth, tmp_path):
     assert "red spot" in ended.out
     assert "scored by pycocotools" in ended.err
     assert "runs" in ended.err
+
+
+def test_a_limit_takes_the_first_images_of_saved_detections_too(detr, truth, tmp_path):
+    first = [image["id"] for image in json.loads(truth.read_text())["images"][:3]]
+    dets = saved(
+        tmp_path, [row | {"score": 0.9 if row["image_id"] in first else 0.95} for row in perfect(truth)]
+    )
+    ended = detr(truth, "--detections", dets, "--limit", 3, "--json", "--out", "out")
+    document = json.loads(ended.out)
+    jsonschema.validate(document, SCHEMA)
+    assert (document["images"], document["limit"]) == (3, 3)
+    assert document["metrics"]["ap"] == pytest.approx(1)
+    assert {row["image_id"] for row in json.loads(Path("out/detections.json").read_text())} <= {*first}
+    strange = detr(truth, "--detections", saved(tmp_path, perfect(truth, image_id=999)), "--limit", 3)
+    assert "1 images are not in the ground truth: 999" in strange.err
+
+
+def test_what_comes_last_is_checked_before_the_model_works(detr, tmp_path, monkeypatch):
+    worked = []
+    monkeypatch.setattr(api, "evaluate", lambda *_, **__: worked.append(True))
+    monkeypatch.setattr(coco.importlib.util, "find_spec", lambda name: None)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    arguments = ("shapes", "--model", "detr/tiny", "--weights", write_run(tmp_path / "run"))
+    ended = detr(*arguments, "--out", "full")
+    assert ended.code == 1
+    assert "never overwritten" in ended.err
+    ended = detr(*arguments, "--scorer", "ultrafast")
+    assert ended.code == 2
+    assert "scorer is not installed" in ended.err
+    monkeypatch.setenv("DETR_RUNS", str(tmp_path / "full" / "file"))
+    ended = detr(*arguments)
+    assert ended.code == 1
+    assert "cannot make files in" in ended.err
+    assert "DETR_RUNS" in ended.err
+    assert not worked
 
 
 def test_results_are_never_overwritten(detr, truth, tmp_path):
@@ -148,7 +186,7 @@ def test_either_a_model_or_detections(detr, truth, tmp_path):
 
 @pytest.mark.parametrize(
     "option",
-    [("--limit", 2), ("--batch-size", 2), ("--amp", "bf16"), ("--device", "cpu"), ("--devices", 2), ("--workers", 1)],
+    [("--batch-size", 2), ("--amp", "bf16"), ("--device", "cpu"), ("--devices", 2), ("--workers", 1)],
 )  # fmt: skip
 def test_options_for_models_are_refused_where_none_runs(detr, truth, tmp_path, option):
     ended = detr(truth, "--detections", saved(tmp_path, perfect(truth)), *option)
@@ -188,13 +226,17 @@ def test_a_model_is_scored_and_can_be_scored_again(shapes, detr):
     assert ended.code == 0, ended.err
     document = json.loads(ended.out)
     jsonschema.validate(document, SCHEMA)
-    assert document["images"] == 4
+    assert document["images"] == document["limit"] == 4
+    assert document["split"] == "val"
     assert document["batch_size"] == 2
     assert "newest finished run of detr/tiny" in document["weights"]
     assert list(document["metrics"]) == list(METRICS)
     rows = json.loads(Path("out/detections.json").read_text())
     ids = load_shapes("easy", "val").annotations.image_ids[:4].tolist()
     assert {row["image_id"] for row in rows} == set(ids)
+    again = json.loads(detr("shapes", "--detections", "out/detections.json", "--limit", 4, "--json").out)
+    assert again["metrics"] == document["metrics"]
+    assert again["images"] == 4
 
 
 def test_two_processes_give_what_one_gives(shapes, detr, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from torch import nn
 
 from detrcli import launch
 from detrcli.data.loader import eval_loader
-from detrcli.errors import DataError, NonFiniteError
+from detrcli.errors import DataError, DetrError, NonFiniteError, UsageError
+from detrcli.evaluate import coco, report
+from detrcli.evaluate import run as run_module
 from detrcli.evaluate.run import evaluate, match_categories
 from detrcli.postprocess import sigmoid_topk
 from detrcli.types import Categories, Output
@@ -93,6 +96,40 @@ def test_an_error_in_a_process_arrives_as_it_is():
     with pytest.raises(DataError, match="nothing to see") as caught:
         launch.on_ranks(1, _fails)
     assert caught.value.hint == "look elsewhere"
+
+
+def test_any_error_of_scoring_is_told_to_the_other_ranks(dataset, monkeypatch):
+    def score(*_, **__):
+        raise DetrError("short of memory")
+
+    told = []
+    monkeypatch.setattr(run_module, "score", score)
+    monkeypatch.setattr(run_module, "_gather", lambda mine: [mine])
+    monkeypatch.setattr(run_module.distributed, "running", lambda: True)
+    monkeypatch.setattr(run_module.distributed, "world_size", lambda: 1)
+    monkeypatch.setattr(run_module.distributed, "rank", lambda: 0)
+    monkeypatch.setattr(run_module.dist, "broadcast_object_list", told.extend)
+    with pytest.raises(DetrError, match="short of memory") as caught:
+        run(dataset, limit=1)
+    assert told == [caught.value]
+
+
+def test_a_scorer_that_is_not_there_is_told_before_an_image_is_seen(dataset, monkeypatch):
+    model = Spotter()
+    monkeypatch.setattr(coco.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="ultrafast scorer is not installed"):
+        run(dataset, model, backend="ultrafast")
+    assert model.sizes == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+@pytest.mark.parametrize("name", [report.METRICS_FILE, report.CLASSES_FILE, f"{report.DETECTIONS_FILE}.part"])
+def test_a_full_disk_is_said(dataset, tmp_path, name):
+    result = run(dataset, limit=2)
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(DetrError, match=f"cannot write in {tmp_path}: No space left") as caught:
+        report.write(tmp_path, result.coco, result.detections, {})
+    assert "free some space" in caught.value.hint
 
 
 def test_classes_are_matched_by_name_and_unknown_ones_left_out(dataset):

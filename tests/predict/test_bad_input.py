@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
 import os
 import sys
@@ -15,8 +16,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from detrcli.errors import ImageError
+from detrcli.errors import DetrError, ImageError
 from detrcli.predict.sources import Input, expand
+from detrcli.runs import new_run
 from tests.spotter import BLUE, RED, scene, spotter
 
 
@@ -175,8 +177,43 @@ def test_folders_without_pictures_and_missing_files_are_said(tree, tmp_path):
 
 
 def test_folders_that_lead_back_to_themselves_are_entered_once(tree):
+    """With one link `glob` takes each picture forty times, with two it never ends."""
     (tree / "deep" / "loop").symlink_to(tree)
+    (tree / "deep" / "ring").symlink_to(tree)
     assert names(tree / "deep", recursive=True).count("c.webp") == 1
+    assert names(f"{tree}/deep/**/*.webp") == ["c.webp"]
+    assert names(f"{tree}/**/**/*.tif", f"{tree}/*/**/d.*") == ["d.tif", "d.tif"]
+
+
+def test_two_stars_find_what_they_find_in_a_shell(tree, monkeypatch):
+    monkeypatch.chdir(tree)
+    (tree / "de[e]p").mkdir()
+    (tree / "de[e]p" / "f.png").touch()
+    for pattern in (
+        "**/*.png",
+        "**",
+        "deep/**",
+        "**/deeper/*",
+        "*/**/*.tif",
+        "**/.hidden/*.png",
+        f"{tree}/**/*.*",
+    ):
+        found = [i.name for i in expand(pattern)]
+        assert found == sorted(p for p in glob.glob(pattern, recursive=True) if not os.path.isdir(p)) != []
+
+
+def test_folders_to_leave_out_are_entered_only_by_their_name(tree):
+    deep = tree / "deep"
+    assert names(tree, recursive=True, leave_out=[deep, tree / "gone"]) == ["e.png", "a.JPG", "b.png"]
+    assert names(f"{tree}/**/[cd].*", leave_out=[deep / "deeper"]) == ["c.webp"]
+    assert names(deep, f"{deep}/**/*.tif", recursive=True, leave_out=[deep]) == ["c.webp", "d.tif", "d.tif"]
+
+
+def test_an_entry_that_cannot_be_looked_at_is_told_and_passed_over(tree):
+    (tree / "far.png").symlink_to("far" * 100)  # longer than any name
+    assert names(tree) == ["a.JPG", "b.png", "far.png"]
+    with pytest.raises(ImageError, match="file name too long"):
+        list(spotter().predict(tree / "far.png"))
 
 
 def test_names_that_are_no_utf8_can_be_written(tmp_path):
@@ -206,17 +243,35 @@ def test_what_may_not_be_read_is_said():
         (Path(base) / "locked.png").touch(mode=0o000)
         (Path(base) / "inner").mkdir()
         (Path(base) / "inner" / "locked").mkdir(mode=0o000)
+        (Path(base) / "shown").mkdir()
+        (Path(base) / "shown" / "far.png").touch()
+        (Path(base) / "shown").chmod(0o444)  # its names may be read, and nothing about them
         told = []
         with as_nobody():
-            sources = [f"{base}/inner/locked", f"{base}/inner", f"{base}/locked.png"]
+            sources = [f"{base}/inner/locked", f"{base}/inner", f"{base}/locked.png", f"{base}/shown"]
             assert list(spotter().predict(sources, recursive=True, on_failure=told.append)) == []
         assert [f.source.removeprefix(base) for f in told] == [
             "/inner/locked",
             "/inner/locked",
             "/locked.png",
+            "/shown/far.png",
         ]
         assert all("permission denied" in f.reason for f in told)
         (Path(base) / "inner" / "locked").chmod(0o700)
+        (Path(base) / "shown").chmod(0o700)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+@pytest.mark.parametrize(
+    ("out", "said"), [("shut", "cannot make files in .*shut"), ("shut/out", "cannot make files in .*out")]
+)
+def test_a_folder_for_results_that_may_not_be_used_is_refused_before_the_work(out, said):
+    with tempfile.TemporaryDirectory() as base:
+        Path(base).chmod(0o755)
+        (Path(base) / "shut").mkdir(mode=0o555)
+        with as_nobody(), pytest.raises(DetrError, match=said) as caught:
+            new_run("predict", "any", Path(base) / out)
+        assert "--out" in caught.value.hint
 
 
 class Pipe:
@@ -227,6 +282,41 @@ class Pipe:
 def piped(monkeypatch, data: bytes) -> list[Input]:
     monkeypatch.setattr(sys, "stdin", Pipe(data))
     return list(expand("-"))
+
+
+def webp_of_a_size_that_ends_a_line() -> bytes:
+    every = (encoded(scene((9, 9)), "WEBP", xmp=bytes(length)) for length in range(2, 300, 2))
+    return next(data for data in every if data[4] == ord("\n"))
+
+
+TEXT_FIRST = {
+    "PBM": lambda: (encoded(scene().convert("1"), "PPM"), b"P4\n"),
+    "PGM": lambda: (encoded(scene().convert("L"), "PPM"), b"P5\n"),
+    "PPM": lambda: (encoded(scene(), "PPM"), b"P6\n"),
+    "plain PPM": lambda: (b"P3 1 1 255\n255 0 0\n", b"P3 1 1 255\n"),
+    "GIF": lambda: (encoded(scene((266, 64)), "GIF"), b"GIF87a\n"),
+    "wide GIF": lambda: (encoded(Image.new("P", (0x0A41, 1)), "GIF"), b"GIF87aA\n"),
+    "animation": lambda: (
+        encoded(
+            Image.new("RGB", (10, 9), RED), "GIF", save_all=True, append_images=[scene((10, 9), ())], loop=0
+        ),
+        b"GIF89a\n",
+    ),
+    "WebP": lambda: (webp_of_a_size_that_ends_a_line(), b"RIFF\n"),
+    "BMP": lambda: (encoded(Image.new("RGB", (4, 39)), "BMP"), b"BM\n"),
+}
+
+
+@pytest.mark.parametrize("name", TEXT_FIRST)
+def test_a_picture_whose_first_line_is_text_is_one(monkeypatch, tree, name):
+    data, line = TEXT_FIRST[name]()
+    assert data.startswith(line)
+    [item] = piped(monkeypatch, data)
+    assert item.source == data
+    item.read()
+    monkeypatch.chdir(tree)
+    Path(os.fsdecode(line.strip())).touch()  # a file of that name makes it a list
+    assert len(piped(monkeypatch, line + b"b.png\n")) == 2
 
 
 def test_standard_input_is_a_picture_or_a_list_of_names(monkeypatch, tree):

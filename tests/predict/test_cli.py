@@ -113,6 +113,27 @@ def test_a_wrong_value_is_a_usage_error(detr, pictures, flags, said):
     assert ended.code == 2
     assert said in ended.err
     assert "Traceback" not in ended.err
+    assert not (Path(os.environ["DETR_RUNS"]) / "predict").exists()
+
+
+def test_what_is_in_a_folder_is_never_overwritten(detr, pictures, tmp_path):
+    before = (pictures / "one.png").read_bytes()
+    ended = detr(pictures / "one.png", "--model", "detr", "--out", pictures)
+    assert ended.code == 1
+    assert "never overwritten" in ended.err
+    assert "choose another --out" in ended.err
+    assert (pictures / "one.png").read_bytes() == before
+    (tmp_path / "empty").mkdir()
+    assert detr(pictures, "--model", "detr", "--out", tmp_path / "empty").code == 0
+
+
+def test_pictures_that_were_drawn_are_not_looked_at_again(detr, pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETR_RUNS", "runs")
+    write_run(Path("runs/train/detr-tiny-1"))
+    for _ in range(2):
+        ended = detr(".", "-r", "**/*.png", "--model", "detr", "--json")
+        sources = [image["source"] for image in json.loads(ended.out)["images"]]
+        assert sources == ["in/one.png", "in/two.png"] * 2
 
 
 def test_one_document_and_lines_do_not_share_stdout(detr, pictures):
@@ -130,7 +151,8 @@ def test_every_option_reaches_the_predictor(detr, pictures, monkeypatch):
 
     monkeypatch.setattr(run_module.Predictor, "predict", predict)
     flags = ["--conf", 0.6, "--top", 3, "--classes", "3,17", "--max-size", 640, "--batch", 4, "--tile", 800]
-    assert detr(pictures, "--model", "detr", "--amp", "bf16", "--device", "cpu", "-r", *flags).code == 0
+    flags += ["--amp", "bf16", "--device", "cpu", "-r", "--out", "out"]
+    assert detr(pictures, "--model", "detr", *flags).code == 0
     del seen["on_failure"]
     assert seen == {
         "conf": 0.6,
@@ -141,6 +163,7 @@ def test_every_option_reaches_the_predictor(detr, pictures, monkeypatch):
         "amp": True,
         "tile": 800,
         "recursive": True,
+        "leave_out": [Path(os.environ["DETR_RUNS"]) / "predict", Path("out")],
     }
 
 

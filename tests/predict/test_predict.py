@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from detrcli.errors import ImageError, UsageError
+from detrcli.errors import ImageError, NonFiniteError, UsageError
 from detrcli.predict import run as run_module
 from detrcli.predict.result import Result
 from tests.spotter import BLUE, RED, Spotter, scatter, scene, spotter
@@ -87,11 +88,11 @@ def test_what_is_kept_can_be_chosen():
     for wanted in ("RED spot", "3", 3):
         [only] = next(predictor.predict(scene(), classes=[wanted])).detections
         assert only.name == "red spot"
-    with pytest.raises(UsageError, match="'red sport'") as caught:
-        next(predictor.predict(scene(), classes=["red sport"]))
+    with pytest.raises(UsageError, match="'red sport'") as caught:  # before anything is looked at
+        predictor.predict(scene(), classes=["red sport"])
     assert "red spot" in caught.value.hint
     with pytest.raises(UsageError, match="batch"):
-        next(predictor.predict(scene(), batch=0))
+        predictor.predict(scene(), batch=0)
 
 
 def test_a_model_without_an_answer_left_says_so():
@@ -180,6 +181,18 @@ def test_reader_threads_end_when_the_caller_stops_early():
     while {t.name for t in threading.enumerate()} - before and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not {t.name for t in threading.enumerate()} - before
+
+
+@pytest.mark.parametrize("broken", ["logits", "boxes"])
+def test_a_diverged_model_is_named_and_does_not_find_nothing(broken):
+    class Diverged(Spotter):
+        def forward(self, images, mask=None):
+            output = super().forward(images, mask)
+            return replace(output, **{broken: torch.full_like(getattr(output, broken), torch.nan)})
+
+    with pytest.raises(NonFiniteError, match="answer for image-1 is NaN") as caught:
+        next(spotter(model=Diverged().eval()).predict(scene()))
+    assert "diverged" in caught.value.hint
 
 
 def test_half_precision_finds_the_same():

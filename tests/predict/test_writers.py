@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -15,10 +16,18 @@ from PIL import Image
 
 from detrcli.errors import DetrError, UsageError
 from detrcli.predict.result import Failure
-from detrcli.predict.writers import FORMS, JsonLines, Outputs, Target
+from detrcli.predict.writers import FORMS, JsonLines, Outputs, Target, check_forms
 from tests.spotter import CATEGORIES, RED, scene, spotter
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/schema/predict.schema.json").read_text())
+
+
+def write(outputs, results, *failures):
+    try:
+        for result in results:
+            outputs.write(result)
+    finally:
+        outputs.close([*failures])
 
 
 @pytest.fixture
@@ -35,9 +44,7 @@ def written(tmp_path):
         Target(folder, CATEGORIES, {"model": "spotter/plain", "weights": "hand"}), list(FORMS)
     )
     results = list(spotter().predict(sources))
-    for result in results:
-        outputs.write(result)
-    outputs.close([Failure("gone.png", 3, "gone.png: no such file")])
+    write(outputs, results, Failure("gone.png", 3, "gone.png: no such file"))
     return SimpleNamespace(folder=folder, results=results)
 
 
@@ -89,6 +96,42 @@ def test_coco_results_refer_to_the_images_file(written):
     ]
 
 
+def test_a_file_whose_name_is_a_number_keeps_it_whatever_came_before(tmp_path):
+    names = ["a.png", "1.png", "2.png", "b.png", "in/1.png", "01.png", f"{10**15}.png", f"{10**15 - 1}.png"]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        scene((40, 30), ()).save(tmp_path / name)
+    outputs = Outputs.in_folder(Target(tmp_path / "out", CATEGORIES), ["coco"])
+    write(outputs, spotter().predict([tmp_path / name for name in names]))
+    images = json.loads((tmp_path / "out" / "coco_images.json").read_text())["images"]
+    ids = {str(Path(image["file_name"]).relative_to(tmp_path)): image["id"] for image in images}
+    others = {name: 10**15 + names.index(name) for name in names}
+    assert ids == others | {"1.png": 1, "2.png": 2, f"{10**15 - 1}.png": 10**15 - 1}
+    assert len(set(ids.values())) == len(names)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        ("json", "predictions.json"),
+        ("jsonl", "predictions.jsonl"),
+        ("coco", "coco_images.json"),
+        ("csv", "predictions.csv"),
+        ("image", "image.png"),
+        ("yolo", "labels/image.txt"),
+    ],
+)
+def test_a_full_disk_is_said(tmp_path, form, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).symlink_to("/dev/full")
+    outputs = Outputs.in_folder(Target(tmp_path, CATEGORIES), [form, "json"])
+    result = replace(next(spotter().predict(scene())), source="image")
+    with pytest.raises(DetrError, match=f"cannot write in {tmp_path}: No space left on device") as caught:
+        write(outputs, [result])
+    assert "free some space" in caught.value.hint
+
+
 def test_yolo_lines_are_relative_centres(written):
     assert (written.folder / "classes.txt").read_text().splitlines() == list(CATEGORIES.names)
     for name, result in zip(("x", "x-2", "000000000139"), written.results, strict=True):
@@ -118,7 +161,7 @@ def test_crops_are_the_original_pixels(written):
 
 def test_unknown_forms_and_unwritable_places_are_refused(tmp_path):
     with pytest.raises(UsageError, match="'jsn'") as caught:
-        Outputs.in_folder(Target(tmp_path, CATEGORIES), ["jsn"])
+        check_forms(["json", "jsn"])
     assert "json" in caught.value.hint
     (tmp_path / "file").write_text("")
     with pytest.raises(DetrError, match="cannot write"):
@@ -135,9 +178,7 @@ def test_any_file_name_becomes_files_and_stays_in_the_json(tmp_path, name):
     outputs = Outputs.in_folder(
         Target(tmp_path / "out", CATEGORIES, {"model": "m", "weights": "w"}), list(FORMS)
     )
-    for result in spotter().predict([path]):
-        outputs.write(result)
-    outputs.close([])
+    write(outputs, spotter().predict([path]))
     document = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert document["images"][0]["source"] == str(path)
     assert len(list((tmp_path / "out" / "labels").iterdir())) == 1
