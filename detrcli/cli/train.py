@@ -81,7 +81,7 @@ def train(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same bits on a GPU, too; refuses what cannot.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 0,
     workers: Annotated[
         int | None,
         typer.Option(

@@ -441,6 +441,15 @@ def test_deterministic_asks_torch_for_it(ask):
         ({"ema": 1.5}, "--ema needs a decay between 0 and 1"),
         ({"device_batch": 3}, "cannot be made of parts of 3"),
         ({"data": None}, "train needs data and a model"),
+        ({"changes": {"recipe.epochs": 0}}, "recipe.epochs must be at least 1"),
+        ({"changes": {"recipe.batch_size": 0}}, "recipe.batch_size must be at least 1"),
+        ({"changes": {"recipe.lr": -1.0}}, r"recipe.lr must be at least 0 \(value given: -1.0\)"),
+        ({"changes": {"recipe.lr": float("nan")}}, "recipe.lr must be at least 0"),
+        ({"changes": {"recipe.weight_decay": -1.0}}, "recipe.weight_decay must be at least 0"),
+        ({"changes": {"recipe.warmup_steps": -1}}, "recipe.warmup_steps must be at least 0"),
+        ({"changes": {"recipe.lr_factors": {"backbone": -0.1}}}, "recipe.lr_factors.backbone must be"),
+        ({"changes": {"recipe.lr_drop": [3, 0]}}, "recipe.lr_drop must be at least 1"),
+        ({"changes": {"recipe.clip_norm": 0.0}}, "recipe.clip_norm must be above 0"),
     ],
 )
 def test_wishes_that_mean_nothing_are_told(ask, wish, said):
