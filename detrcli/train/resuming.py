@@ -121,7 +121,8 @@ def restore(job: Job, folder: Path) -> None:
         trainer.optimizer.load_state_dict({"state": kept["optimizer"], "param_groups": groups})
         if job.average is not None:
             job.average.load(kept["average"] or job.net.state_dict())
-        trainer.scaler.load_state_dict(kept["scaler"])
+        if kept["scaler"]:  # empty unless it was fp16: then the scale begins anew
+            trainer.scaler.load_state_dict(kept["scaler"])
         job.step, job.scored, job.best, job.stale = (kept[n] for n in ("step", "scored", "best", "stale"))
     except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(

@@ -130,6 +130,23 @@ def test_fp16_lowers_its_scale_when_gradients_overflow(ask, tmp_path):
     assert state.read(tmp_path / "run")["scaler"]["scale"] < 2.0**60
 
 
+def test_fp16_may_be_taken_up_on_the_way_and_ends_where_no_scale_helps(ask, tmp_path):
+    """The scale of a run that had none begins anew. A gradient that stays NaN however low the scale is ends the run."""
+    folder, watch = tmp_path / "run", Watch()
+    train(ask(), out=folder, watch=Watch(0, STOP))
+
+    def spoil():
+        watch.job.trainer.scaler.update(2.0)
+        next(watch.job.net.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+
+    watch.at, watch.do = 1, spoil
+    with pytest.raises(NonFiniteError, match=r"step 4 .*the gradient; the loss is \d") as caught:
+        train(Request(amp="fp16"), resume=folder, allow_change=["amp"], watch=watch)
+    assert "--amp off --allow-change amp" in caught.value.hint
+    assert state.read(folder)["step"] == 4
+    assert train(Request(amp="off", steps=6), resume=folder, allow_change=["amp"]).steps == 6
+
+
 def test_losses_and_boxes_are_computed_in_full_precision(ask):
     job = assemble(make_plan(ask(amp="fp16")))
     (parts, *_) = job.loader.steps(0)
