@@ -12,6 +12,7 @@ import torch
 from detrcli import distributed, runs
 from detrcli.config import settings
 from detrcli.errors import CheckpointError, UsageError, unknown
+from detrcli.files import left_over
 from detrcli.report import CURVES_FILE, PAGE_FILE
 from detrcli.report.tables import EVALUATIONS_FILE, STEPS_FILE
 from detrcli.runs import lock
@@ -55,7 +56,7 @@ def _clear(out: Path) -> None:
     """Take away what a run left that ended before it had a state, so that the same command begins anew there, as a scheduler
     expects. A folder with anything else in it, weights among them, is left as it is."""
     entries = list(out.iterdir()) if out.is_dir() else []
-    foreign = [path for path in entries if path.name not in _EARLY and not _is_temporary(path)]
+    foreign = [path for path in entries if path.name not in _EARLY and path not in left_over(out)]
     mark = out / METRICS_FILE  # the first file of every run
     if (
         foreign
@@ -69,11 +70,6 @@ def _clear(out: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _is_temporary(path: Path) -> bool:
-    """What `files.replacing` had in hand."""
-    return path.name.startswith(".") and path.suffix == ".tmp"
 
 
 def _is_meant(run: Path, data: str | None, model: str | None) -> bool:

@@ -372,6 +372,21 @@ def test_a_disk_without_room_is_told_before_the_first_step(ask, tmp_path, monkey
     assert not (tmp_path / "smaller").exists()
 
 
+def test_a_run_that_goes_on_needs_room_only_for_what_it_has_not(ask, tmp_path, monkeypatch):
+    """Two states and weights are there, and half a state that a kill has left, in whose place the next comes."""
+    folder = tmp_path / "run"
+    train(ask(), out=folder, watch=Watch(6, STOP))
+    half = folder / ".state.pt.x.tmp"
+    half.write_bytes(bytes((folder / "state.pt").stat().st_size // 2))
+    whole = sum(file.stat().st_size for file in (*folder.glob("state*.pt"), *folder.glob("*.safetensors")))
+    usage = machine.shutil.disk_usage(tmp_path)._replace(free=whole // 2)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(DetrError, match="GiB free"):
+        train(ask(), out=tmp_path / "new")
+    assert train(Request(steps=8), resume=folder).steps == 8
+    assert not half.exists()
+
+
 @pytest.mark.parametrize(
     ("files", "allowed", "wanted"),
     [
