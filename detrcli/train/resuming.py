@@ -21,7 +21,7 @@ from detrcli.runs.run import CONFIG_FILE, ENVIRONMENT_FILE, RUN_FILE
 from detrcli.train import state
 from detrcli.train.job import Job
 from detrcli.train.loggers import REMEMBERED
-from detrcli.train.plan import HARMLESS, Plan, Request, changed, differences
+from detrcli.train.plan import HARMLESS, Plan, Request, changed, differences, make_plan
 from detrcli.train.record import read_plan
 from detrcli.weights.resolve import starting_from
 
@@ -39,10 +39,7 @@ def find(resume: str | Path, request: Request, out: Path | None) -> Path | None:
     if str(resume) != AUTO:
         return Path(resume) if Path(resume).exists() else runs.find(str(resume)).folder
     if out is not None:
-        if state.exists(out):
-            return out
-        _clear(out)
-        return None
+        return out if state.exists(out) else None
     model = starting_from(request.model, request.weights).name if request.model else None
     found = [
         run
@@ -52,7 +49,7 @@ def find(resume: str | Path, request: Request, out: Path | None) -> Path | None:
     return max(found, key=lambda run: (run / "run.json").stat().st_mtime, default=None)
 
 
-def _clear(out: Path) -> None:
+def clear(out: Path) -> None:
     """Take away what a run left that ended before it had a state, so that the same command begins anew there, as a scheduler
     expects. A folder with anything else in it, weights among them, is left as it is."""
     entries = list(out.iterdir()) if out.is_dir() else []
@@ -79,6 +76,15 @@ def _is_meant(run: Path, data: str | None, model: str | None) -> bool:
         and model in (None, about.get("model"))
         and about.get("status") != "finished"
     )
+
+
+def planned(
+    request: Request, out: Path | None, resume: str | Path | None, allow: Sequence[str]
+) -> tuple[Plan, Path | None]:
+    """What is to be done, and the run that is to go on with it, if one is; rank 0 looks for it."""
+    found = find(resume, request, out) if resume is not None and distributed.is_main() else None
+    folder = distributed.from_main(found)
+    return (plan_of(folder, request, allow) if folder else make_plan(request)), folder
 
 
 def plan_of(folder: Path, request: Request, allow: Sequence[str]) -> Plan:

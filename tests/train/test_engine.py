@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from detrcli import runs
+from detrcli.config import to_plain
 from detrcli.errors import CheckpointError, DetrError, NonFiniteError, UsageError
 from detrcli.plugins import resolve
 from detrcli.train import estimate, guard, machine, run, state
@@ -19,9 +21,12 @@ from detrcli.train import job as jobs
 from detrcli.train.ema import Average
 from detrcli.train.job import assemble
 from detrcli.train.plan import Request, make_plan
+from detrcli.train.record import read_plan
 from detrcli.train.run import train
 from detrcli.train.thrift import freeze, recompute
-from tests.train.conftest import Watch, losses
+from tests.cli.run import detr
+from tests.tiny import write_run
+from tests.train.conftest import Watch, losses, only_one_fits
 
 STOP = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
 
@@ -347,7 +352,25 @@ def test_the_worst_batch_is_a_step_like_any_other(ask):
 
 def test_auto_batch_says_that_it_needs_a_gpu(ask):
     with pytest.raises(UsageError, match="--auto-batch fills the memory of a GPU"):
-        estimate.with_largest_batch(make_plan(ask()))
+        estimate.with_largest_batch(make_plan(ask()), 1)
+
+
+def test_a_run_goes_on_with_what_fits_now_and_tells_before_what_it_would_do(ask, tmp_path, monkeypatch):
+    """Neither data nor model are named, what it started from is gone, and another batch is no change that must be allowed."""
+    start, folder = write_run(tmp_path / "start"), tmp_path / "run"
+    train(ask(weights=str(start), seed=3), out=folder, watch=Watch(6, STOP))
+    shutil.rmtree(start)
+    told = detr("train", "--resume", folder, "--dry-run", "--json").json
+    assert told["plan"] == json.loads(json.dumps(to_plain(read_plan(folder))))
+    assert (told["plan"]["seed"], told["steps"], told["done"]) == (3, 10, 7)
+
+    monkeypatch.setattr(estimate, "_check_device", lambda device: None)
+    monkeypatch.setattr(estimate, "worst_batch", only_one_fits)
+    watch = Watch()
+    assert train(Request(), resume=folder, auto_batch=True, watch=watch).steps == 10
+    assert watch.job.loader.sampler.batch_size == 1
+    assert "--auto-batch: 1 pictures at once fit on a device" in watch.job.notes
+    assert runs.find(folder).settings()["device_batch"] == 1
 
 
 def test_an_estimate_counts_and_writes_nothing(ask, tmp_path, monkeypatch):
