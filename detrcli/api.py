@@ -133,6 +133,7 @@ def train(
     resume: str | os.PathLike[str] | None = None,
     allow_change: Sequence[str] = (),
     devices: int = 1,
+    auto_batch: bool = False,
     watch: Watcher | None = None,
     **options: Any,
 ) -> RunResult:
@@ -153,6 +154,7 @@ def train(
         resume=None if resume is None else os.fspath(resume),
         allow_change=allow_change,
         devices=devices,
+        auto_batch=auto_batch,
         watch=watch,
     )
 

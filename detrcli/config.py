@@ -10,6 +10,7 @@ nested path, which pydantic cannot.
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -81,6 +82,13 @@ def settings(value: Any, prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + field.name] = item
     return found
+
+
+def in_range(name: str, value: float, least: float, most: float = math.inf) -> None:
+    """A law for `__post_init__`: a ValueError unless the value, which may not be NaN either, is between the two."""
+    if not least <= value <= most:
+        bound = f"at most {most}" if value > most else f"at least {least}"
+        raise ValueError(f"{name} must be {bound} (value given: {value})")
 
 
 def parse_assignments(texts: list[str]) -> dict[str, Plain]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -11,8 +13,22 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+_apart = False
+
+
 def running() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return dist.is_available() and dist.is_initialized() and not _apart
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Inside, this process counts as the only one: what it tries needs no answer from the others, who may wait."""
+    global _apart
+    _apart = True
+    try:
+        yield
+    finally:
+        _apart = False
 
 
 def rank() -> int:
@@ -53,9 +69,13 @@ def mean_number(value: float, device: torch.device) -> float:
     return mean_over_ranks(value, device).item() if running() else value
 
 
-def any_rank(value: bool, device: torch.device) -> bool:
-    """Whether it is true on some rank; every rank gets the same answer."""
-    return mean_number(value, device) > 0
+def largest(value: int, device: torch.device) -> int:
+    """The largest that some rank has, on every rank."""
+    if not running():
+        return value
+    box = torch.tensor(value, device=device)
+    dist.all_reduce(box, dist.ReduceOp.MAX)
+    return int(box)
 
 
 def from_main(value: T) -> T:

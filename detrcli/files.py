@@ -50,6 +50,11 @@ def writing(where: str) -> Iterator[None]:
         ) from error
 
 
+def left_over(folder: Path) -> list[Path]:
+    """What `replacing` had in hand there when its process was killed."""
+    return list(folder.glob(".*.tmp"))
+
+
 def home() -> Path:
     """`$DETR_HOME`, else `detrcli` in the user's cache folder."""
     if chosen := os.environ.get("DETR_HOME"):

@@ -17,9 +17,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
@@ -62,19 +63,18 @@ class _Rank:
 def on_ranks(count: int, function: Callable[..., T], *args: Any) -> T:
     """What `function(*args)` returns on rank 0 of `count` processes that have joined each other.
 
-    SIGINT, SIGTERM and SIGUSR1 are passed on to them. When one fails, the others get a while to end, and its error is raised here.
+    SIGINT, SIGTERM and SIGUSR1 are passed on to them. When one fails, the others get a while to end, and its error is raised here;
+    where a signal has ended it, that is raised which ends this process with 128 and the signal's number.
     """
-    ranks = _start(count, function, args)
-    try:
-        with _passing_on([rank.process for rank in ranks]):
-            _hear(ranks)
-    finally:
-        for rank in ranks:
-            rank.process.kill()
+    with ExitStack() as until_heard:
+        with _held():
+            ranks = _start(count, function, args)
+            ended_by = until_heard.enter_context(_passing_on([rank.process for rank in ranks]))
+        _hear(ranks)
     failed = [(number, rank) for number, rank in enumerate(ranks) if rank.failed]
     failed.sort(key=lambda pair: isinstance(pair[1].said, PeerError))  # the cause before those who noticed
     if failed:
-        raise _failure(*failed[0], count)
+        raise _failure(*failed[0], count, ended_by)
     result: T = ranks[0].said
     return result
 
@@ -126,9 +126,11 @@ def _hear(ranks: list[_Rank]) -> None:
         rank.said, rank.answered = PeerError("a process does not answer any more, and was ended"), True
 
 
-def _failure(number: int, rank: _Rank, count: int) -> BaseException:
-    if rank.answered and isinstance(rank.said, BaseException):
+def _failure(number: int, rank: _Rank, count: int, ended_by: list[int]) -> BaseException:
+    if isinstance(rank.said, BaseException) and not (ended_by and isinstance(rank.said, PeerError)):
         return rank.said
+    if ended_by:
+        return KeyboardInterrupt() if ended_by[-1] == signal.SIGINT else SystemExit(128 + ended_by[-1])
     rank.process.join()
     return DetrError(
         f"process {number} of {count} ended early (exit code {rank.process.exitcode})",
@@ -146,16 +148,24 @@ def _rank_main(
         logging.NullHandler()
     )  # rank 0 is told what to show by its caller
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(KeyboardInterrupt):  # it ends without a word; its parent knows why
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
+        said = _said(function, args)
+        answer.send_bytes(pickle.dumps(said))  # whole: torch would share the memory of a process that ends
+        answer.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all that is left is to end
+
+
+def _said(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """What it returns, or its error."""
     try:
         with joined():
-            said = function(*args)
+            return function(*args)
     except DetrError as error:
-        said = error
+        return error
     except Exception as error:
         error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
-        said = _portable(error)
-    answer.send_bytes(pickle.dumps(said))  # whole: torch would share the memory of a process that ends
-    answer.close()
+        return _portable(error)
 
 
 def _portable(error: Exception) -> Exception:
@@ -175,21 +185,39 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _passing_on(processes: list[SpawnProcess]) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGUSR1 go to the processes, which know how to stop and to save."""
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        for process in processes:
-            if process.pid is not None and process.is_alive():
-                os.kill(process.pid, number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {which: signal.signal(which, pass_on) for which in _PASSED_ON}
+def _held() -> Iterator[None]:
+    """Signals wait until it is left. A process that is started inside begins with them waiting, and lets them come in `_rank_main`:
+    while it still loads, each would end it with a traceback."""
+    resource_tracker.ensure_running()  # started inside, it would let them come
+    signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
+
+
+@contextmanager
+def _passing_on(processes: list[SpawnProcess]) -> Iterator[list[int]]:
+    """SIGINT, SIGTERM and SIGUSR1 go to the processes, which know how to stop and to save; those that end them into the list, too.
+    What is still alive of them afterwards is killed."""
+    ended_by: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        ending = number in (signal.SIGINT, signal.SIGTERM)
+        sent = signal.SIGKILL if ending and ended_by else number  # a second one ends them at once
+        if ending:
+            ended_by.append(number)
+        for process in processes:
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, sent)
+
+    heard = _PASSED_ON if threading.current_thread() is threading.main_thread() else []
+    before = {which: signal.signal(which, pass_on) for which in heard}
+    try:
+        yield ended_by
+    finally:
+        for process in processes:
+            process.kill()
         for which, handler in before.items():
             signal.signal(which, handler)
 

@@ -16,7 +16,7 @@ from detrcli.cli.options import DataRoot, Device, Model
 
 if TYPE_CHECKING:
     from detrcli.train.job import Job
-    from detrcli.train.plan import Request
+    from detrcli.train.plan import Plan, Request
     from detrcli.train.run import RunResult
 
 
@@ -81,7 +81,7 @@ def train(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same bits on a GPU, too; refuses what cannot.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 0,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -126,10 +126,12 @@ def train(
     console.settings.json = as_json
     _let_threads_sleep()
     request = _request(config, _given(context), resume)
-    if auto_batch:
-        request = _with_batch(request, devices)
     if dry_run:
-        _show(request, devices, as_json)
+        from detrcli.train.estimate import with_largest_batch
+        from detrcli.train.resuming import planned
+
+        plan, resumed = planned(request, out, resume, allow_change or ())
+        _show(with_largest_batch(plan, devices) if auto_batch else plan, resumed, devices, as_json)
         return
     from detrcli import launch
     from detrcli.train.run import train as run
@@ -142,6 +144,7 @@ def train(
         resume=resume,
         allow_change=allow_change or (),
         devices=devices,
+        auto_batch=auto_batch,
         watch=Screen(describe),
     )
     if launch.rank() == 0:
@@ -202,29 +205,18 @@ def _request(config: Path | None, given: dict[str, Any], resume: str | None) -> 
     return request
 
 
-def _with_batch(request: Request, devices: int) -> Request:
-    from dataclasses import replace
-
-    from detrcli.train.estimate import with_largest_batch
-    from detrcli.train.plan import make_plan
-
-    plan = with_largest_batch(make_plan(request), devices)
-    console.note(f"--auto-batch: {plan.device_batch} pictures at once fit on a device")
-    return replace(request, device_batch=plan.device_batch)
-
-
-def _show(request: Request, devices: int, as_json: bool) -> None:
+def _show(plan: Plan, resumed: Path | None, devices: int, as_json: bool) -> None:
     """What a run would do: every setting on stdout, what it takes and needs after it."""
     from detrcli.config import settings
     from detrcli.train.estimate import estimate
-    from detrcli.train.plan import make_plan
 
-    tried = estimate(make_plan(request), devices)
+    tried = estimate(plan, devices, resumed)
+    behind = f", {tried.done:,} of them done" if tried.done else ""
     facts = {
         "pictures": f"{tried.images:,} with {tried.objects:,} objects of {tried.classes} classes; {tried.val_images:,} to validate on",
         "parameters": f"{tried.parameters:,}, of which {tried.learned:,} learn",
         "batch": f"{tried.plan.recipe.batch_size} = {tried.devices} devices x {tried.at_once} at once x {tried.parts} accumulated",
-        "steps": f"{tried.steps:,} in epochs of {tried.steps_per_epoch:,}",
+        "steps": f"{tried.steps:,} in epochs of {tried.steps_per_epoch:,}{behind}",
         "time": f"{console.duration(tried.seconds)}: {tried.step_seconds:.3g} s a step and {tried.waited_seconds:.3g} s of waiting for "
         "data, without evaluations",
         "memory": f"{tried.peak_bytes / 2**30:.2f} GiB at the most, in the steps tried",

@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+from detrcli.config import in_range
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -106,6 +108,16 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.schedule == "step" and self.lr_drop is None:
             raise ValueError("a step schedule needs lr_drop, the epoch of the drop")
+        for name in ("epochs", "batch_size"):
+            in_range(name, getattr(self, name), 1)
+        for name in ("lr", "weight_decay", "warmup_steps"):
+            in_range(name, getattr(self, name), 0)
+        for pattern, factor in self.lr_factors.items():
+            in_range(f"lr_factors.{pattern}", factor, 0)
+        for epoch in self.drops:
+            in_range("lr_drop", epoch, 1)
+        if not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be above 0 (value given: {self.clip_norm}; inf does not clip)")
 
     @property
     def drops(self) -> tuple[int, ...]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from detrcli import distributed
 from detrcli.errors import UsageError
+from detrcli.train import state
 from detrcli.train.guard import MemoryShortError
 from detrcli.train.job import Job, assemble
 from detrcli.train.machine import peak_bytes
@@ -40,17 +44,19 @@ class Estimate:
     step_seconds: float
     waited_seconds: float  # for data, of the step's
     peak_bytes: int  # of a device; on a CPU of the process
+    done: int = 0  # of the steps
 
     @property
     def seconds(self) -> float:
-        return self.steps * (self.step_seconds + self.waited_seconds)
+        return max(0, self.steps - self.done) * (self.step_seconds + self.waited_seconds)
 
 
-def estimate(plan: Plan, devices: int = 1) -> Estimate:
-    """Take a few steps of a device's share of each batch. Nothing is written."""
+def estimate(plan: Plan, devices: int = 1, resumed: Path | None = None) -> Estimate:
+    """Take a few steps of a device's share of each batch, as a new run or as one that goes on. Nothing is written."""
     parts = plan.parts(devices)
+    done = 0 if resumed is None else state.read(resumed)["step"]
     share = replace(plan, recipe=replace(plan.recipe, batch_size=plan.recipe.batch_size // devices))
-    job = assemble(share)
+    job = assemble(share, fresh=resumed is None)
     steps_per_epoch = max(1, len(job.dataset) // plan.recipe.batch_size)
     whole = plan.recipe.epochs * steps_per_epoch
     seconds, waited = _timed(job)
@@ -71,6 +77,7 @@ def estimate(plan: Plan, devices: int = 1) -> Estimate:
         step_seconds=seconds,
         waited_seconds=waited,
         peak_bytes=peak_bytes(job.device),
+        done=done,
     )
 
 
@@ -87,22 +94,45 @@ def _timed(job: Job) -> tuple[float, float]:
     return float(np.median(took[1:])), float(np.median(waited[1:]))
 
 
-def with_largest_batch(plan: Plan, devices: int = 1) -> Plan:
-    """The plan with the largest `device_batch` whose worst step fits on a device."""
-    if plan.device == "cpu":
+def with_largest_batch(plan: Plan, devices: int) -> Plan:
+    """The plan with the largest `device_batch` whose worst step fits on a device: rank 0 tries on its own, the others wait."""
+    _check_device(plan.device)
+    plan.parts(devices)  # a batch that cannot be shared is told before anything is tried
+    share = replace(plan.recipe, batch_size=plan.recipe.batch_size // devices)
+    alone = replace(plan, device=distributed.own_device(plan.device), device_batch=None, recipe=share)
+    found = 0
+    if distributed.is_main():
+        with distributed.apart():
+            found = _largest_on_its_device(alone)
+        _free(alone.device)
+    return replace(plan, device_batch=distributed.from_main(found))
+
+
+def _check_device(device: str) -> None:
+    if device == "cpu":
         raise UsageError(
             "--auto-batch fills the memory of a GPU; on the CPU a step that does not fit ends the process",
             hint="choose --device-batch, and see what it needs: --dry-run",
         )
-    share = plan.recipe.batch_size // devices
-    job = assemble(replace(plan, device_batch=None, recipe=replace(plan.recipe, batch_size=share)))
+
+
+def _largest_on_its_device(plan: Plan) -> int:
+    job = assemble(plan, fresh=False)
     job.net.train()
 
     def attempt(size: int) -> None:
         for number in range(2):  # the second has the optimiser's memory, too
             job.trainer.step([worst_batch(job, size)], number, 0, 1.0)
 
-    return replace(plan, device_batch=largest(share, attempt))
+    return largest(plan.recipe.batch_size, attempt)
+
+
+def _free(device: str) -> None:
+    """For the training, which is to find the device as it was, and to be told its own peak."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def largest(share: int, attempt: Callable[[int], None]) -> int:

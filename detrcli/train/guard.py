@@ -14,6 +14,11 @@ from detrcli.errors import DetrError, NonFiniteError
 from detrcli.train.machine import all_bytes, peak_bytes
 from detrcli.types import Batch
 
+ONWARD = (
+    "go on from there with a lower rate: --resume RUN --lr LOWER --allow-change lr; or in 32 bits: --amp off "
+    "--allow-change amp"
+)
+
 
 class MemoryShortError(DetrError):
     """A step does not fit into the memory of its device."""
@@ -31,7 +36,7 @@ def diagnosis(
     return NonFiniteError(
         f"step {number} is not finite ({what}; lr {lr:.3g}; gradient norm {norm:.3g}; pictures: "
         f"{', '.join(map(str, pictures))}); the weights are as before it",
-        hint="go on from there with a lower rate: --resume RUN --lr LOWER --allow-change lr; or --amp off",
+        hint=ONWARD,
     )
 
 
@@ -42,7 +47,7 @@ def explained(batches: Sequence[Batch], device: str, number: int, lr: float) -> 
         yield
     except NonFiniteError as error:
         raise NonFiniteError(
-            f"step {number}: {error.message}; lr {lr:.3g}; the weights are as before it", hint=error.hint
+            f"step {number}: {error.message}; lr {lr:.3g}; the weights are as before it", hint=ONWARD
         ) from error
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if "does not have a deterministic implementation" in str(error):

@@ -63,9 +63,7 @@ class Trainer:
         lr = self.recipe.lr * share
         with explained(batches, self.device, number, lr):
             values, norm = self._backward(batches)
-        if not all(map(math.isfinite, values.values())) or not (
-            math.isfinite(norm) or self.scaler.is_enabled()
-        ):
+        if not all(map(math.isfinite, values.values())) or not (math.isfinite(norm) or self._may_overflow()):
             raise diagnosis(values, norm, batches, number, lr)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -81,6 +79,10 @@ class Trainer:
             seconds=time.perf_counter() - started,
             waited=waited,
         )
+
+    def _may_overflow(self) -> bool:
+        """Whether it may be the scale that makes a gradient infinite, and a lower one help; below 1 it makes them smaller."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
 
     def _backward(self, batches: Sequence[Batch]) -> tuple[dict[str, float], float]:
         """Gradients of all parts, clipped; the mean losses over parts and ranks, and the norm, in one copy to the host."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from detrcli.errors import DetrError
+from detrcli.files import left_over
 
 _QUOTAS = (Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"))
 
@@ -80,10 +81,12 @@ def all_bytes(device: str) -> int:
 
 
 def enough_room(folder: Path, net: nn.Module, *, averaged: bool) -> None:
-    """Three checkpoints must fit before a folder is made: the last, the one before, and the next while it is written."""
+    """Three checkpoints must fit before a folder is made: the last, the one before, and the next while it is written. A run that
+    goes on has some of them, and what a kill left of another, which is taken away."""
     size = sum(t.numel() * t.element_size() for t in net.state_dict().values())
     learned = sum(p.numel() * p.element_size() for p in net.parameters() if p.requires_grad)
-    needed = 3 * (size + 2 * learned + averaged * size) + 2 * size
+    kept = [*folder.glob("state*.pt"), *folder.glob("*.safetensors"), *left_over(folder)]
+    needed = 3 * (size + 2 * learned + averaged * size) + 2 * size - sum(p.stat().st_size for p in kept)
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(there).free
     if free < needed:

@@ -6,11 +6,12 @@ A `Request` holds what the user said; `make_plan` lays it over the variant's rec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from detrcli.config import assign, from_plain, settings, to_plain
+from detrcli.config import assign, from_plain, in_range, settings, to_plain
 from detrcli.errors import UsageError
 from detrcli.nn.inference import choose_device
 from detrcli.plugins import Recipe, resolve
@@ -20,6 +21,7 @@ from detrcli.weights.warm import starting_from
 Amp = Literal["off", "bf16", "fp16"]
 BadData = Literal["stop", "skip"]
 Logger = Literal["tensorboard", "wandb", "mlflow"]
+SEEDS = 2**63  # as many as TOML's whole numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +56,11 @@ class Request:
     under: Request | None = None  # a file's, whose recipe and changes come before these
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps", "batch_size", "device_batch", "eval_every", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1 (value given: {value})")
+        counted = ("epochs", "steps", "batch_size", "device_batch", "eval_every", "patience")
+        least = dict.fromkeys(counted, 1) | {"lr": 0, "seed": 0, "workers": 0, "save_every": 0}
+        for name, value in ((name, getattr(self, name)) for name in least):
+            if value is not None:
+                in_range(name, value, least[name], most=SEEDS - 1 if name == "seed" else math.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

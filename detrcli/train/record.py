@@ -29,7 +29,7 @@ from torch import Tensor
 from detrcli import environment, runs
 from detrcli.config import to_plain
 from detrcli.errors import CheckpointError, DetrError, UsageError
-from detrcli.files import replacing
+from detrcli.files import left_over, replacing
 from detrcli.plugins import resolve
 from detrcli.report import refresh
 from detrcli.runs import lock
@@ -79,6 +79,8 @@ class Record:
     def go_on(self, step: int, scored: int) -> None:
         """Continue at `step`, evaluated up to `scored`: what was logged beyond it by a process that died is forgotten."""
         lines = self._open()
+        for path in left_over(self.folder):
+            path.unlink(missing_ok=True)
         self._settings()
         lines.truncate(_end_of(self.folder / METRICS_FILE, step, scored))
         before = document(self.folder / ENVIRONMENT_FILE) or {}

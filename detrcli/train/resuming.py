@@ -12,6 +12,7 @@ import torch
 from detrcli import distributed, runs
 from detrcli.config import settings
 from detrcli.errors import CheckpointError, UsageError, unknown
+from detrcli.files import left_over
 from detrcli.report import CURVES_FILE, PAGE_FILE
 from detrcli.report.tables import EVALUATIONS_FILE, STEPS_FILE
 from detrcli.runs import lock
@@ -20,7 +21,7 @@ from detrcli.runs.run import CONFIG_FILE, ENVIRONMENT_FILE, RUN_FILE
 from detrcli.train import state
 from detrcli.train.job import Job
 from detrcli.train.loggers import REMEMBERED
-from detrcli.train.plan import HARMLESS, Plan, Request, changed, differences
+from detrcli.train.plan import HARMLESS, Plan, Request, changed, differences, make_plan
 from detrcli.train.record import read_plan
 from detrcli.weights.warm import starting_from
 
@@ -38,10 +39,7 @@ def find(resume: str | Path, request: Request, out: Path | None) -> Path | None:
     if str(resume) != AUTO:
         return Path(resume) if Path(resume).exists() else runs.find(str(resume)).folder
     if out is not None:
-        if state.exists(out):
-            return out
-        _clear(out)
-        return None
+        return out if state.exists(out) else None
     model = starting_from(request.model, request.weights).name if request.model else None
     found = [
         run
@@ -51,11 +49,11 @@ def find(resume: str | Path, request: Request, out: Path | None) -> Path | None:
     return max(found, key=lambda run: (run / "run.json").stat().st_mtime, default=None)
 
 
-def _clear(out: Path) -> None:
+def clear(out: Path) -> None:
     """Take away what a run left that ended before it had a state, so that the same command begins anew there, as a scheduler
     expects. A folder with anything else in it, weights among them, is left as it is."""
     entries = list(out.iterdir()) if out.is_dir() else []
-    foreign = [path for path in entries if path.name not in _EARLY and not _is_temporary(path)]
+    foreign = [path for path in entries if path.name not in _EARLY and path not in left_over(out)]
     mark = out / METRICS_FILE  # the first file of every run
     if (
         foreign
@@ -71,11 +69,6 @@ def _clear(out: Path) -> None:
             path.unlink()
 
 
-def _is_temporary(path: Path) -> bool:
-    """What `files.replacing` had in hand."""
-    return path.name.startswith(".") and path.suffix == ".tmp"
-
-
 def _is_meant(run: Path, data: str | None, model: str | None) -> bool:
     about = runs.read(run) or {}
     return (
@@ -83,6 +76,15 @@ def _is_meant(run: Path, data: str | None, model: str | None) -> bool:
         and model in (None, about.get("model"))
         and about.get("status") != "finished"
     )
+
+
+def planned(
+    request: Request, out: Path | None, resume: str | Path | None, allow: Sequence[str]
+) -> tuple[Plan, Path | None]:
+    """What is to be done, and the run that is to go on with it, if one is; rank 0 looks for it."""
+    found = find(resume, request, out) if resume is not None and distributed.is_main() else None
+    folder = distributed.from_main(found)
+    return (plan_of(folder, request, allow) if folder else make_plan(request)), folder
 
 
 def plan_of(folder: Path, request: Request, allow: Sequence[str]) -> Plan:
@@ -121,7 +123,8 @@ def restore(job: Job, folder: Path) -> None:
         trainer.optimizer.load_state_dict({"state": kept["optimizer"], "param_groups": groups})
         if job.average is not None:
             job.average.load(kept["average"] or job.net.state_dict())
-        trainer.scaler.load_state_dict(kept["scaler"])
+        if kept["scaler"]:  # empty unless it was fp16: then the scale begins anew
+            trainer.scaler.load_state_dict(kept["scaler"])
         job.step, job.scored, job.best, job.stale = (kept[n] for n in ("step", "scored", "best", "stale"))
     except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(

@@ -16,6 +16,7 @@ from detrcli import distributed, launch, runs
 from detrcli.errors import DetrError, NonFiniteError
 from detrcli.evaluate.run import evaluate
 from detrcli.train import loggers, resuming, state
+from detrcli.train.estimate import with_largest_batch
 from detrcli.train.job import Job, assemble
 from detrcli.train.loop import Step
 from detrcli.train.machine import enough_room
@@ -46,14 +47,16 @@ def train(
     resume: str | Path | None = None,
     allow_change: Sequence[str] = (),
     devices: int = 1,
+    auto_batch: bool = False,
     watch: Watcher | None = None,
 ) -> RunResult:
     """Train as the request says, into a new run folder; or go on with a run, `"auto"` being the newest unfinished one.
 
+    With `auto_batch` the largest `device_batch` is taken that fits, whatever the request or the run say.
     With `devices` on so many processes of this machine; `watch` then travels to the first of them. Where torchrun or SLURM
     has started several processes, each calls this and gets the result.
     """
-    arguments = (request, out, resume, tuple(allow_change), watch)
+    arguments = (request, out, resume, tuple(allow_change), auto_batch, watch)
     if devices > 1:
         launch.check(devices, request.device)
         if resume is None:
@@ -68,18 +71,23 @@ def _train(
     out: Path | None,
     resume: str | Path | None,
     allow: Sequence[str],
+    auto_batch: bool,
     watch: Watcher | None,
 ) -> RunResult:
     main = distributed.is_main()
-    folder = resuming.find(resume, request, out) if resume is not None and main else None
-    folder = distributed.from_main(folder)
+    plan, folder = resuming.planned(request, out, resume, allow)
     resumed = folder is not None
-    plan = resuming.plan_of(folder, request, allow) if folder else make_plan(request)
     loggers.check(plan.log)
+    if auto_batch:
+        plan = with_largest_batch(plan, distributed.world_size())
     job = assemble(plan, fresh=not resumed)
+    if auto_batch:
+        job.notes.append(f"--auto-batch: {plan.device_batch} pictures at once fit on a device")
     if folder:
         resuming.restore(job, folder)
     if main and not job.done:
+        if resume is not None and out is not None and not resumed:
+            resuming.clear(out)
         enough_room(folder or out or runs.root("train"), job.net, averaged=job.average is not None)
         folder = folder or _new_folder(job.plan, out)
     folder = distributed.from_main(folder)
@@ -118,7 +126,7 @@ class Run:
         with noted() as self.signals:
             try:
                 self.audience.begins(self.job)
-                self._steps()
+                signal = self._steps()
             except NonFiniteError as error:
                 self._save()  # the step was not taken: the weights are good
                 self._failed(error)
@@ -128,10 +136,11 @@ class Run:
                 raise
             finally:
                 self.audience.ended()
-            return self._finish(self.signals.end)
+            return self._finish(signal)
 
-    def _steps(self) -> None:
-        """Every step that is left, epoch after epoch, and the end of each epoch, until it is over or a signal comes."""
+    def _steps(self) -> int | None:
+        """Every step that is left, epoch after epoch, and the end of each epoch, until it is over or a signal comes: which one, to
+        whichever rank it came."""
         job = self.job
         job.net.train()
         while True:
@@ -139,15 +148,15 @@ class Run:
                 try:
                     self._end_of_epoch()
                 except _Stopped:
-                    return
+                    return self.signals.end
             if job.over:
-                return
+                return None
             for step in self._epoch():
                 if self.main:
                     job.record.log(_line(step))
                 self.audience.step(step)
-                if distributed.any_rank(self.signals.end is not None, torch.device(job.device)):
-                    return
+                if signal := distributed.largest(self.signals.end or 0, torch.device(job.device)):
+                    return signal
                 self._save_now_and_then()
 
     def _epoch(self) -> Iterator[Step]:

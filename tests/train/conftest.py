@@ -5,6 +5,8 @@ import json
 import pytest
 
 from detrcli.data.shapes import write_shapes
+from detrcli.train.estimate import worst_batch
+from detrcli.train.guard import MemoryShortError
 from detrcli.train.plan import Request
 
 
@@ -30,6 +32,13 @@ def ask(shapes):
 def losses(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def only_one_fits(job, size):
+    """In place of the worst batch: that of one picture, and too little memory for more."""
+    if size > 1:
+        raise MemoryShortError("too much")
+    return worst_batch(job, size)
 
 
 class Watch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from detrcli import runs
+from detrcli.config import to_plain
 from detrcli.errors import CheckpointError, DetrError, NonFiniteError, UsageError
 from detrcli.plugins import resolve
 from detrcli.train import estimate, guard, machine, run, state
@@ -19,9 +21,12 @@ from detrcli.train import job as jobs
 from detrcli.train.ema import Average
 from detrcli.train.job import assemble
 from detrcli.train.plan import Request, make_plan
+from detrcli.train.record import read_plan
 from detrcli.train.run import train
 from detrcli.train.thrift import freeze, recompute
-from tests.train.conftest import Watch, losses
+from tests.cli.run import detr
+from tests.tiny import write_run
+from tests.train.conftest import Watch, losses, only_one_fits
 
 STOP = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
 
@@ -128,6 +133,23 @@ def test_fp16_lowers_its_scale_when_gradients_overflow(ask, tmp_path):
     train(ask(amp="fp16", epochs=1), out=tmp_path / "run", watch=watch)
     assert watch.kept  # a step that overflowed is not taken
     assert state.read(tmp_path / "run")["scaler"]["scale"] < 2.0**60
+
+
+def test_fp16_may_be_taken_up_on_the_way_and_ends_where_no_scale_helps(ask, tmp_path):
+    """The scale of a run that had none begins anew. A gradient that stays NaN however low the scale is ends the run."""
+    folder, watch = tmp_path / "run", Watch()
+    train(ask(), out=folder, watch=Watch(0, STOP))
+
+    def spoil():
+        watch.job.trainer.scaler.update(2.0)
+        next(watch.job.net.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+
+    watch.at, watch.do = 1, spoil
+    with pytest.raises(NonFiniteError, match=r"step 4 .*the gradient; the loss is \d") as caught:
+        train(Request(amp="fp16"), resume=folder, allow_change=["amp"], watch=watch)
+    assert "--amp off --allow-change amp" in caught.value.hint
+    assert state.read(folder)["step"] == 4
+    assert train(Request(amp="off", steps=6), resume=folder, allow_change=["amp"]).steps == 6
 
 
 def test_losses_and_boxes_are_computed_in_full_precision(ask):
@@ -330,7 +352,25 @@ def test_the_worst_batch_is_a_step_like_any_other(ask):
 
 def test_auto_batch_says_that_it_needs_a_gpu(ask):
     with pytest.raises(UsageError, match="--auto-batch fills the memory of a GPU"):
-        estimate.with_largest_batch(make_plan(ask()))
+        estimate.with_largest_batch(make_plan(ask()), 1)
+
+
+def test_a_run_goes_on_with_what_fits_now_and_tells_before_what_it_would_do(ask, tmp_path, monkeypatch):
+    """Neither data nor model are named, what it started from is gone, and another batch is no change that must be allowed."""
+    start, folder = write_run(tmp_path / "start"), tmp_path / "run"
+    train(ask(weights=str(start), seed=3), out=folder, watch=Watch(6, STOP))
+    shutil.rmtree(start)
+    told = detr("train", "--resume", folder, "--dry-run", "--json").json
+    assert told["plan"] == json.loads(json.dumps(to_plain(read_plan(folder))))
+    assert (told["plan"]["seed"], told["steps"], told["done"]) == (3, 10, 7)
+
+    monkeypatch.setattr(estimate, "_check_device", lambda device: None)
+    monkeypatch.setattr(estimate, "worst_batch", only_one_fits)
+    watch = Watch()
+    assert train(Request(), resume=folder, auto_batch=True, watch=watch).steps == 10
+    assert watch.job.loader.sampler.batch_size == 1
+    assert "--auto-batch: 1 pictures at once fit on a device" in watch.job.notes
+    assert runs.find(folder).settings()["device_batch"] == 1
 
 
 def test_an_estimate_counts_and_writes_nothing(ask, tmp_path, monkeypatch):
@@ -353,6 +393,21 @@ def test_a_disk_without_room_is_told_before_the_first_step(ask, tmp_path, monkey
     with pytest.raises(DetrError, match="GiB free; the run's checkpoints need"):
         train(ask(steps=1), out=tmp_path / "smaller")
     assert not (tmp_path / "smaller").exists()
+
+
+def test_a_run_that_goes_on_needs_room_only_for_what_it_has_not(ask, tmp_path, monkeypatch):
+    """Two states and weights are there, and half a state that a kill has left, in whose place the next comes."""
+    folder = tmp_path / "run"
+    train(ask(), out=folder, watch=Watch(6, STOP))
+    half = folder / ".state.pt.x.tmp"
+    half.write_bytes(bytes((folder / "state.pt").stat().st_size // 2))
+    whole = sum(file.stat().st_size for file in (*folder.glob("state*.pt"), *folder.glob("*.safetensors")))
+    usage = machine.shutil.disk_usage(tmp_path)._replace(free=whole // 2)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(DetrError, match="GiB free"):
+        train(ask(), out=tmp_path / "new")
+    assert train(Request(steps=8), resume=folder).steps == 8
+    assert not half.exists()
 
 
 @pytest.mark.parametrize(
@@ -441,6 +496,15 @@ def test_deterministic_asks_torch_for_it(ask):
         ({"ema": 1.5}, "--ema needs a decay between 0 and 1"),
         ({"device_batch": 3}, "cannot be made of parts of 3"),
         ({"data": None}, "train needs data and a model"),
+        ({"changes": {"recipe.epochs": 0}}, "recipe.epochs must be at least 1"),
+        ({"changes": {"recipe.batch_size": 0}}, "recipe.batch_size must be at least 1"),
+        ({"changes": {"recipe.lr": -1.0}}, r"recipe.lr must be at least 0 \(value given: -1.0\)"),
+        ({"changes": {"recipe.lr": float("nan")}}, "recipe.lr must be at least 0"),
+        ({"changes": {"recipe.weight_decay": -1.0}}, "recipe.weight_decay must be at least 0"),
+        ({"changes": {"recipe.warmup_steps": -1}}, "recipe.warmup_steps must be at least 0"),
+        ({"changes": {"recipe.lr_factors": {"backbone": -0.1}}}, "recipe.lr_factors.backbone must be"),
+        ({"changes": {"recipe.lr_drop": [3, 0]}}, "recipe.lr_drop must be at least 1"),
+        ({"changes": {"recipe.clip_norm": 0.0}}, "recipe.clip_norm must be above 0"),
     ],
 )
 def test_wishes_that_mean_nothing_are_told(ask, wish, said):

@@ -21,7 +21,8 @@ from detrcli import files
 from detrcli.data.catalog import resolve
 from detrcli.errors import CheckpointError, DataError, DetrError
 from detrcli.train import state
-from detrcli.train.plan import Request
+from detrcli.train.plan import Request, make_plan
+from detrcli.train.resuming import planned
 from detrcli.train.run import train
 from tests.train.conftest import Watch, losses
 
@@ -254,6 +255,8 @@ def test_a_run_that_ended_before_it_had_a_state_begins_anew_there(shapes, tmp_pa
     assert sorted(losses(run)) == [0, 1]
     assert not state.exists(run)
     (run / ".run.json.x.tmp").touch()  # as a kill leaves it
+    assert planned(request, run, "auto", ()) == (make_plan(request), None)  # as --dry-run asks
+    assert sorted(losses(run)) == [0, 1]
     assert train(request, out=run, resume="auto").steps == 5
     assert sorted(losses(run)) == [0, 1, 2, 3, 4]
     for name in (state.STATE, state.BEFORE):

@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,13 +20,16 @@ from detrcli import distributed, launch
 from detrcli.errors import UsageError
 from detrcli.meeting import PeerError, agreed_name
 from detrcli.plugins import resolve
-from detrcli.train import state
+from detrcli.train import estimate, state
 from detrcli.train.job import _trainer
+from detrcli.train.loop import Trainer
 from detrcli.train.optim import parameter_groups
 from detrcli.train.plan import Request, make_plan
 from detrcli.train.run import train
 from detrcli.types import Batch, Categories, Target
 from tests.cli.run import detr
+from tests.train.conftest import only_one_fits
+from tests.train.interrupting import Sent, deaf
 
 CLASSES = Categories((1, 2, 3), ("circle", "square", "triangle"))
 EXACT = ["detr/tiny", "deformable_detr/tiny", "dynamic_detr/tiny", "d2etr/tiny", "lite_deformable/tiny"]
@@ -239,6 +243,54 @@ def test_a_signal_to_the_parent_stops_all_ranks_at_the_same_step(shapes, tmp_pat
     assert process.returncode == 143, said
     assert f"--resume {run}" in said
     assert state.read(run)["step"] == max(losses(run)) + 1
+
+
+def stopped_on_the_second(request, out):
+    """A run of which the second rank gets a signal in step 2: how it ended, and its parts of a batch, on every rank."""
+    estimate._check_device = lambda device: None
+    estimate.worst_batch = only_one_fits
+    step, parts = Trainer.step, set()
+
+    def look(self, batches, number, *rest):
+        parts.add(len(batches))
+        if (number, distributed.rank()) == (2, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batches, number, *rest)
+
+    with patch.object(Trainer, "step", look):
+        done = train(request, out=out, auto_batch=True)
+    return distributed.all_of((done.steps, done.stopped_by, sorted(parts)))
+
+
+def test_a_signal_to_one_rank_and_the_batch_that_fits_on_one_are_those_of_all(shapes, tmp_path):
+    ended = launch.on_ranks(2, stopped_on_the_second, Request(data=str(shapes), **SMALL), tmp_path / "run")
+    assert [told[:2] for told in ended] == [(3, signal.SIGTERM)] * 2
+    assert ended[1][2] == [2]  # the first has tried other parts, too
+
+
+def test_ctrl_c_ends_ranks_that_do_not_listen_yet_without_a_word(capfd):
+    with pytest.raises(KeyboardInterrupt):
+        launch.on_ranks(1, time.sleep, Sent(signal.SIGINT, 60))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_second_signal_ends_ranks_at_once():
+    begun = time.monotonic()
+    with pytest.raises(SystemExit) as caught:
+        launch.on_ranks(1, deaf)
+    assert caught.value.code == 143
+    assert time.monotonic() - begun < 60
+
+
+def test_what_a_signal_ended_ends_with_its_number_but_an_error_is_told():
+    def ended(said, *signals):
+        return launch._failure(0, launch._Rank(None, None, said, said is not None), 2, list(signals))
+
+    gone, error = PeerError("gone"), UsageError("wrong")
+    assert ended(None, signal.SIGTERM).code == ended(gone, signal.SIGINT, signal.SIGTERM).code == 143
+    assert isinstance(ended(None, signal.SIGINT), KeyboardInterrupt)
+    assert ended(gone) is gone
+    assert ended(error, signal.SIGTERM) is error
 
 
 def test_torchrun_starts_it_too_and_only_one_process_talks(shapes, tmp_path):
