@@ -19,6 +19,7 @@ import numpy as np
 
 from detrcli.data.annotations import Array, Dataset
 from detrcli.data.catalog import Source
+from detrcli.data.classes import compared, united
 from detrcli.data.defects import Defects
 from detrcli.data.formats.files import Files
 from detrcli.data.formats.huggingface import Rows
@@ -141,7 +142,7 @@ class Report:
         return sum(defects.errors for defects in self.defects.values())
 
     def repaired(self) -> dict[str, Dataset]:
-        return {split: repair(dataset, self.bad[split]) for split, dataset in self.datasets.items()}
+        return united({split: repair(dataset, self.bad[split]) for split, dataset in self.datasets.items()})
 
     def to_json(self) -> dict[str, Any]:
         splits = {
@@ -170,6 +171,9 @@ def check(source: Source, *, fast: bool = False, advance: Callable[[], None] = l
         sized = dataclasses.replace(dataset.annotations, sizes=seen.sizes)
         report.datasets[split] = dataclasses.replace(dataset, annotations=sized)
         report.defects[split], report.bad[split], names[split] = dataset.defects, seen.bad, seen.names
+    if "train" in report.datasets:
+        for split, dataset in report.datasets.items():
+            report.defects[split].merge(compared(dataset, report.datasets["train"].categories))
     for split, found in leaks(names).items():
         for name, other in found.items():
             report.defects[split].add("leak", name, "", f"as {other}")

@@ -61,6 +61,14 @@ KINDS: dict[str, Kind] = {
     "box-over-edge": Kind(
         "note", "a box that reaches over the edge of its picture: clipped for training", "clipped"
     ),
+    "categories-differ": Kind(
+        "warning", "a split lists other classes than train: they are matched by name", "one list for all"
+    ),
+    "unlearned-category": Kind(
+        "error",
+        "objects of a class that train does not list: no model finds them, so they lower the score",
+        "one list for all",
+    ),
     "duplicate-object": Kind("warning", "the same class and box twice in one picture", "first kept"),
     "corner-boxes": Kind(
         "note", "boxes that only make sense as corners (x1, y1, x2, y2): read as such", "converted"

@@ -137,7 +137,7 @@ def hub(name: str) -> Found:
 
     def loader(key: str) -> Loader:
         return lambda options: huggingface.load_rows(
-            tables[key], name=name, split=split_name(key), masks=options.masks, strict=options.strict
+            tables, key, name=name, split=split_name(key), masks=options.masks, strict=options.strict
         )
 
     return Found("huggingface", {split_name(key): loader(key) for key in tables})

@@ -12,12 +12,14 @@ from torch import nn
 from detrcli import distributed
 from detrcli.data import catalog
 from detrcli.data.annotations import Dataset
+from detrcli.data.classes import compared
 from detrcli.data.defects import KINDS
 from detrcli.data.loader import Batches, train_loader
 from detrcli.data.masks import without_outline
 from detrcli.data.transforms import training
 from detrcli.environment import bf16_in_hardware
 from detrcli.errors import DataError, DetrError
+from detrcli.evaluate.run import match_categories
 from detrcli.nn.backbone import Backbone
 from detrcli.nn.speed import keep_memory, levers
 from detrcli.plugins import Model, resolve
@@ -158,6 +160,9 @@ def _data(plan: Plan, model: Model) -> tuple[Dataset, Dataset | None]:
         raise DataError(
             f"{plan.data} has no training pictures", hint=f"look at it: detr data info {plan.data}"
         )
+    if val is not None:
+        match_categories(dataset.categories, val.categories)  # an error before an epoch of work
+        val.defects.merge(compared(val, dataset.categories))
     return dataset, val
 
 

@@ -196,6 +196,7 @@ class Run:
             job.val,
             preprocess=job.model.variant.preprocess,
             postprocess=job.model.postprocess,
+            categories=job.categories,
             device=job.device,
             batch_size=job.model.family.eval_batch_size(plan.config) or job.loader.sampler.batch_size,
             workers=plan.workers,

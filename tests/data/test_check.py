@@ -196,6 +196,26 @@ def test_pictures_are_opened_to_the_end(coco_folder, kind):
     assert ("a.jpg" in left) == (KINDS[kind].repair == "kept")
 
 
+def test_classes_that_train_does_not_list_are_named_and_the_copy_has_one_list(coco_folder, tmp_path):
+    path = coco_folder / "annotations" / "instances_val2017.json"
+    document = coco_document()
+    document["categories"] = [{"id": 1, "name": "DOG"}, {"id": 3, "name": "zebra"}, {"id": 17, "name": "cat"}, {"id": 90, "name": "unused"}]  # fmt: skip
+    document["annotations"] = [row for row in document["annotations"] if row["category_id"] != 90]
+    path.write_text(json.dumps(document))
+    report = check(find(str(coco_folder)), fast=True)
+    assert not report.defects["train"].counts["categories-differ"]
+    found = report.defects["val"]
+    assert "1 DOG, 3 zebra" in str(found.examples["categories-differ"][0])
+    assert [defect.detail for defect in found.examples["unlearned-category"]] == ["zebra, 2 objects"]
+    copy_ = report.repaired()
+    write_coco(copy_, tmp_path / "copy")
+    again = check(find(str(tmp_path / "copy")), fast=True)
+    assert not again.defects["val"].counts["categories-differ"]
+    names = again.datasets["train"].categories.names
+    assert names == ("cat", "dog", "tooth brush", "zebra", "unused")
+    assert {names[label] for label in again.datasets["val"].annotations.labels} == {"cat", "zebra"}
+
+
 @pytest.mark.parametrize("kind", ["unreadable-image", "size-differs"])
 def test_headers_are_read_before_a_training(coco_folder, kind):
     """The miniature is sound, with its turned, grey and empty pictures; a picture whose size stands far behind its beginning, too."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from detrcli import runs
-from detrcli.errors import CheckpointError, DetrError, NonFiniteError, UsageError
+from detrcli.errors import CheckpointError, DataError, DetrError, NonFiniteError, UsageError
 from detrcli.plugins import resolve
 from detrcli.train import estimate, guard, machine, run, state
 from detrcli.train import job as jobs
@@ -89,6 +91,53 @@ def test_a_signal_asks_for_a_state_and_the_run_goes_on(ask, tmp_path):
     assert kept == {0: None, 1: None, 2: 2, 3: 2, 4: 2}
     assert done.steps == 5
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+def listed_otherwise(folder, names):
+    """The classes of val with other ids, in the order of the names; what has none keeps its place under a name of its own."""
+    path = folder / "annotations" / "instances_val.json"
+    document = json.loads(path.read_text())
+    old = {row["id"]: row["name"] for row in document["categories"]}
+    new = {name: 10 + place for place, name in enumerate(names)}
+    document["categories"] = [{"id": key, "name": name} for name, key in new.items()]
+    for row in document["annotations"]:
+        row["category_id"] = new.get(old[row["category_id"]], 10)
+    path.write_text(json.dumps(document))
+
+
+@pytest.fixture
+def copied(shapes, tmp_path):
+    return Path(shutil.copytree(shapes, tmp_path / "copied"))
+
+
+def test_scores_in_training_are_those_of_the_same_classes(ask, shapes, copied, tmp_path):
+    """Whatever val calls them by: ids and order are matched by name, and what is new there is told."""
+
+    class Look(Watch):
+        def evaluated(self, step, result, best):
+            names = dict(zip(self.job.val.categories.ids, self.job.val.categories.names, strict=True))
+            self.found = [names[key] for key in result.detections.category_ids.tolist()]
+            self.metrics = result.metrics
+
+    listed_otherwise(copied, ["triangle", "blob", "circle", "square"])
+    one, other = Look(), Look()
+    train(ask(steps=1), out=tmp_path / "one", watch=one)
+    train(ask(steps=1, data=str(copied)), out=tmp_path / "other", watch=other)
+    assert one.found
+    assert one.found == other.found
+    assert one.metrics == pytest.approx(other.metrics)
+    assert "val: 1 x a split lists other classes than train" in " ".join(other.job.notes)
+
+
+def test_classes_that_train_does_not_list_are_told_before_it_begins(ask, copied, tmp_path):
+    listed_otherwise(copied, ["blob", "circle"])
+    assert "objects of a class that train does not list" in " ".join(
+        assemble(make_plan(ask(data=str(copied)))).notes
+    )
+    listed_otherwise(copied, ["blob"])
+    with pytest.raises(DataError, match="no class in common"):
+        train(ask(data=str(copied)), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_averaged_weights_are_those_that_are_scored_and_kept(ask, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,13 @@ def open_hub(name: str) -> Mapping[str, Any]:
     return dict(found)
 
 
-def load_rows(table: Any, *, name: str, split: str, masks: bool = False, strict: bool = True) -> Dataset:
-    """One split."""
+def load_rows(
+    tables: Mapping[str, Any], key: str, *, name: str, split: str, masks: bool = False, strict: bool = True
+) -> Dataset:
+    """One split, with the classes of all."""
     from datasets import Image
 
+    table = tables[key]
     picture = next((c for c, kind in table.features.items() if isinstance(kind, Image)), None)
     if picture is None or "objects" not in table.features:
         raise DataError(
@@ -78,8 +81,10 @@ def load_rows(table: Any, *, name: str, split: str, masks: bool = False, strict:
             hint="it needs a column of pictures and a column objects with bbox and category",
         )
     table = table.cast_column(picture, Image(decode=False))
-    reader = _Reader(table, picture, name, Defects(), Builder(segments_wanted=masks))
-    categories = reader.read()
+    boxes, classes = (_field(_features(table), names, name) for names in (_BOXES, _CLASSES))
+    categories = _categories(tables, key, classes)
+    reader = _Reader(table, picture, name, categories, Defects(), Builder(segments_wanted=masks))
+    reader.read(boxes, classes)
     if strict:
         reader.defects.refuse(name)
     return Dataset(name, split, categories, reader.builder.build(), Rows(table, picture), reader.defects)
@@ -92,31 +97,52 @@ def _field(features: Mapping[str, Any], names: tuple[str, ...], source: str) -> 
     return found
 
 
+def _features(table: Any) -> Any:
+    """What an object has."""
+    kind = table.features["objects"]
+    return getattr(kind, "feature", kind)
+
+
+def _categories(tables: Mapping[str, Any], key: str, classes: str) -> Categories:
+    """The names of the class column where it has some, else the numbers or words that occur; over all splits, so that they
+    agree."""
+    feature = _features(tables[key])[classes]
+    while not hasattr(feature, "names") and hasattr(feature, "feature"):
+        feature = feature.feature
+    if hasattr(feature, "names"):
+        return Categories(tuple(range(len(feature.names))), tuple(feature.names))
+    used = {label for table in tables.values() for label in _labels(table, classes)}
+    if all(isinstance(label, int) for label in used):
+        return Categories(tuple(sorted(used)), tuple(f"class {label}" for label in sorted(used)))
+    return Categories(tuple(range(len(used))), tuple(sorted(map(str, used))))
+
+
+def _labels(table: Any, classes: str) -> Iterator[Any]:
+    for row in table.select_columns(["objects"]):
+        yield from (label for _, label in _objects(row["objects"], classes, classes) if label is not None)
+
+
 @dataclass(slots=True)
 class _Reader:
     table: Any
     picture: str
     name: str
+    categories: Categories
     defects: Defects
     builder: Builder
 
-    def read(self) -> Categories:
-        kind = self.table.features["objects"]
-        features = getattr(kind, "feature", kind)
-        boxes, classes = _field(features, _BOXES, self.name), _field(features, _CLASSES, self.name)
+    def read(self, boxes: str, classes: str) -> None:
         others = [c for c in self.table.column_names if c in ("image_id", "height", "width")]
         rows = self.table.select_columns([*others, "objects"])
         sizes = [self._size(index, row) for index, row in enumerate(rows)]
         found = [_objects(row["objects"], boxes, classes) for row in rows]
-        categories = self._categories(features[classes], found)
         corners = _are_corners(found, sizes)
         if corners:
             self.defects.add("corner-boxes", self.name)
         for index, (row, size, objects) in enumerate(zip(rows, sizes, found, strict=True)):
             image = self.builder.image(row.get("image_id", index + 1), f"row-{index:06d}.png", *size)
             for place, (box, label) in enumerate(objects, 1):
-                self._add(image, f"row {index} object {place}", box, label, categories, corners)
-        return categories
+                self._add(image, f"row {index} object {place}", box, label, corners)
 
     def _size(self, index: int, row: Mapping[str, Any]) -> tuple[int, int]:
         if row.get("height") and row.get("width"):
@@ -129,18 +155,8 @@ class _Reader:
         except DetrError:
             return 0, 0
 
-    def _categories(self, feature: Any, found: list[list[tuple[Any, Any]]]) -> Categories:
-        """The names of the class column where it has some, else the numbers or words that occur."""
-        while not hasattr(feature, "names") and hasattr(feature, "feature"):
-            feature = feature.feature
-        if hasattr(feature, "names"):
-            return Categories(tuple(range(len(feature.names))), tuple(feature.names))
-        used = sorted({label for objects in found for _, label in objects if label is not None}, key=str)
-        if all(isinstance(label, int) for label in used):
-            return Categories(tuple(sorted(used)), tuple(f"class {label}" for label in sorted(used)))
-        return Categories(tuple(range(len(used))), tuple(map(str, used)))
-
-    def _add(self, image: int, where: str, box: Any, label: Any, known: Categories, corners: bool) -> None:
+    def _add(self, image: int, where: str, box: Any, label: Any, corners: bool) -> None:
+        known = self.categories
         named = isinstance(label, str) and label in known.names
         if not named and label not in known.ids:
             self.defects.add("unknown-category", self.name, where, repr(label)[:60])
