@@ -74,6 +74,19 @@ def test_a_stop_before_the_score_leaves_the_score_to_the_next(ask, tmp_path, at)
     assert straight.metrics == resumed.metrics
 
 
+def test_a_run_that_its_steps_end_goes_on_as_if_they_had_not(ask, tmp_path):
+    """The rate falls over the epochs of the recipe, wherever `steps` stop it."""
+    wish = {"changes": {"recipe.warmup_steps": 0}}
+    straight = train(ask(**wish), out=tmp_path / "straight")
+    assert train(ask(steps=7, **wish), out=tmp_path / "halved").steps == 7
+    resumed = train(Request(steps=10), resume=tmp_path / "halved")
+    assert losses(straight.folder) == losses(resumed.folder)
+    assert same_state(straight.folder, resumed.folder)
+    assert straight.metrics == resumed.metrics
+    names = [folder / "last.safetensors" for folder in (straight.folder, resumed.folder)]
+    assert names[0].read_bytes() == names[1].read_bytes()
+
+
 def test_a_signal_asks_for_a_state_and_the_run_goes_on(ask, tmp_path):
     """SIGUSR1, which schedulers send before they end a job."""
     kept = {}
@@ -206,6 +219,13 @@ def test_patience_ends_a_run_that_does_not_improve(ask, tmp_path):
     assert done.stopped_by is None
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
     assert train(Request(), resume=tmp_path / "run").steps == 15  # and stays ended
+
+
+def test_a_score_where_the_steps_end_does_not_try_patience(ask, tmp_path):
+    """A run that was never stopped has none there."""
+    wish = ask(epochs=9, lr=0.0, patience=1, steps=7)
+    assert train(wish, out=tmp_path / "run").steps == 7
+    assert train(Request(steps=45), resume=tmp_path / "run").steps == 10
 
 
 def test_frozen_parts_stay_as_they_are(ask, tmp_path):
