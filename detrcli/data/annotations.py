@@ -226,6 +226,10 @@ class Pictures(Protocol):
         """The file that holds the picture, if it is one."""
         ...
 
+    def stored(self, index: int, name: str) -> bytes | None:
+        """The picture as it came; None where it is drawn."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -297,3 +301,6 @@ class Selected:
 
     def file(self, index: int, name: str) -> Path | None:
         return self.source.file(int(self.indices[index]), name)
+
+    def stored(self, index: int, name: str) -> bytes | None:
+        return self.source.stored(int(self.indices[index]), name)

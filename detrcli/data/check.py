@@ -17,12 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from detrcli.data.annotations import Array, Dataset
+from detrcli.data.annotations import Array, Dataset, Pictures
 from detrcli.data.catalog import Source
 from detrcli.data.classes import compared, united
 from detrcli.data.defects import Defects
-from detrcli.data.formats.files import Files
-from detrcli.data.formats.huggingface import Rows
 from detrcli.data.images import decode, open_image, orientation, shown_size
 from detrcli.data.layouts import Options
 from detrcli.data.structure import repair
@@ -56,8 +54,6 @@ def pictures(dataset: Dataset, *, fast: bool = False, advance: Callable[[], None
     A truncated JPEG shows only when it is decoded to the end, so the thorough way costs what an epoch of loading costs.
     """
     seen, source = Seen(sizes=dataset.annotations.sizes.copy()), dataset.pictures
-    if not isinstance(source, (Files, Rows)):  # drawn ones
-        return seen
     annotated = [(int(h), int(w)) for h, w in dataset.annotations.sizes]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         jobs = pool.map(
@@ -65,6 +61,8 @@ def pictures(dataset: Dataset, *, fast: bool = False, advance: Callable[[], None
         )
         for index, (name, looked) in enumerate(zip(dataset.annotations.names, jobs, strict=True)):
             advance()
+            if looked is None:  # drawn
+                continue
             _record(seen, name, looked)
             if 0 in annotated[index]:
                 seen.sizes[index] = looked.size
@@ -83,10 +81,12 @@ def _record(seen: Seen, name: str, looked: Looked) -> None:
     twins.append(name)
 
 
-def _look(source: Files | Rows, index: int, name: str, size: tuple[int, int], fast: bool) -> Looked:
+def _look(source: Pictures, index: int, name: str, size: tuple[int, int], fast: bool) -> Looked | None:
     looked = Looked()
     try:
         data = source.stored(index, name)
+        if data is None:
+            return None
         _inspect(data, name, size, looked)
         if not fast:
             decode(data, name=name)
