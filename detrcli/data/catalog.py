@@ -66,16 +66,17 @@ def resolve(
     """
     skip = bad_data == "skip"
     dataset = find(name, data_root).load(split, Options(masks=masks, strict=not skip))
-    bad = missing_files(dataset)
-    for file in bad:
-        dataset.defects.add("missing-file", file)
+    bad = set[str]()
+    for file, detail in missing_files(dataset).items():
+        dataset.defects.add("missing-file", file, "", detail)
+        bad.add(file)
     dataset.defects.refuse(name, skip=skip)
     if headers:
         broken = distributed.from_main(broken_files(dataset, bad) if distributed.is_main() else {})
         for file, (kind, detail) in broken.items():
             dataset.defects.add(kind, file, "", detail)
+            bad.add(file)
         dataset.defects.refuse(name, skip=skip)
-        bad += broken
     if not skip:
         return dataset
     found = dataset.defects

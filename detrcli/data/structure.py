@@ -90,18 +90,20 @@ def _report(defects: Defects, kind: str, dataset: Dataset, rows: Array) -> None:
         defects.add(kind, a.names[image], f"annotation {a.ids[row]}", detail)
 
 
-def missing_files(dataset: Dataset) -> list[str]:
-    """Names that are not in their folder; one listing a folder instead of a question a file."""
+def missing_files(dataset: Dataset) -> dict[str, str]:
+    """Names that are not in their folder, and which folder is not there either; one listing a folder instead of a question a
+    file."""
     if not isinstance(dataset.pictures, Files):
-        return []
-    root, there = dataset.pictures.root, dict[str, frozenset[str]]()
-    missing = []
+        return {}
+    root, there = dataset.pictures.root, dict[str, frozenset[str] | None]()
+    missing = {}
     for name in dataset.annotations.names:
         folder, file = os.path.split(name)
         if folder not in there:
-            there[folder] = frozenset(os.listdir(root / folder) if (root / folder).is_dir() else ())
-        if file not in there[folder]:
-            missing.append(name)
+            there[folder] = frozenset(os.listdir(root / folder)) if (root / folder).is_dir() else None
+        listed = there[folder]
+        if listed is None or file not in listed:
+            missing[name] = f"there is no folder {root / folder}" if listed is None else ""
     return missing
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 
 import numpy as np
@@ -239,6 +240,23 @@ def test_a_missing_picture_stops_training_before_it_starts(coco_folder):
     (coco_folder / "train2017" / "a.jpg").unlink()
     with pytest.raises(DataError, match=r"a\.jpg: a picture that is listed but not there"):
         resolve(str(coco_folder), "train")
+
+
+def test_a_split_whose_folder_of_pictures_is_missing_is_no_split_less(coco_folder):
+    """Another year's annotations of the same split, without its pictures, are none of its business."""
+    names = {
+        split: coco_folder / "annotations" / f"instances_{split}.json" for split in ("val2014", "val2017")
+    }
+    names["val2014"].write_bytes(names["val2017"].read_bytes())
+    assert resolve(str(coco_folder), "val").picture(0).shape == (3, 48, 64)
+    shutil.rmtree(coco_folder / "val2017")
+    source = find(str(coco_folder))
+    assert list(source.splits) == ["train", "val"]
+    assert check(source, fast=True).defects["val"].counts["missing-file"] == 4
+    with pytest.raises(
+        DataError, match=r"a\.jpg: there is no folder .*/mini/val2017: .*not there \(and 3 more\)"
+    ):
+        resolve(str(coco_folder), "val")
 
 
 def test_skipping_bad_data_leaves_it_out_and_counts_it(coco_folder):
