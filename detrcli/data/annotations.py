@@ -282,7 +282,11 @@ class Dataset:
                     "area": float(a.areas[r]),
                     "iscrowd": int(a.crowd[r]),
                 }
-                | ({} if a.segments is None else {"segmentation": json.loads(a.segments[r])})
+                | (
+                    {}
+                    if a.segments is None or a.segments[r] == "null"
+                    else {"segmentation": json.loads(a.segments[r])}
+                )
                 for r in range(len(a.ids))
             ],
             "categories": [{"id": i, "name": name} for i, name in zip(owner.ids, owner.names, strict=True)],

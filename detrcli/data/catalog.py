@@ -38,15 +38,19 @@ class Source:
 
     def load(self, split: str, options: Options = Options()) -> Dataset:
         """One split, with what its arrays show in `defects`."""
+        dataset = self.read(split, options)
+        dataset.defects.merge(structure(dataset))
+        return dataset
+
+    def read(self, split: str, options: Options) -> Dataset:
+        """One split, with what its reader found in `defects`."""
         wanted = split_name(split)
         if wanted not in self.splits:
             raise DataError(
                 f"{self.name} has no split {split!r}, only {', '.join(self.splits)}",
                 hint=f"make one: detr data split {self.name} OUT",
             )
-        dataset = self.splits[wanted](options)
-        dataset.defects.merge(structure(dataset))
-        return dataset
+        return self.splits[wanted](options)
 
 
 def resolve(

@@ -23,7 +23,7 @@ from detrcli.data.classes import compared, united
 from detrcli.data.defects import Defects
 from detrcli.data.images import decode, open_image, orientation, shown_size
 from detrcli.data.layouts import Options
-from detrcli.data.structure import repair
+from detrcli.data.structure import repair, structure
 from detrcli.errors import DataError, ImageError
 
 _USUAL = ("RGB", "L")
@@ -165,17 +165,19 @@ def check(source: Source, *, fast: bool = False, advance: Callable[[], None] = l
     """All splits, all defects; `fast` reads the pictures' headers only."""
     report, names = Report(source), dict[str, Mapping[str, list[str]]]()
     for split in source.splits:
-        dataset = source.load(split, Options(strict=False))
+        dataset = source.read(split, Options(masks=True, strict=False))
         seen = pictures(dataset, fast=fast, advance=advance)
-        dataset.defects.merge(seen.defects)
         sized = dataclasses.replace(dataset.annotations, sizes=seen.sizes)
-        report.datasets[split] = dataclasses.replace(dataset, annotations=sized)
+        dataset = dataclasses.replace(dataset, annotations=sized)
+        for found in (structure(dataset), seen.defects):
+            dataset.defects.merge(found)
+        report.datasets[split] = dataset
         report.defects[split], report.bad[split], names[split] = dataset.defects, seen.bad, seen.names
     if "train" in report.datasets:
         for split, dataset in report.datasets.items():
             report.defects[split].merge(compared(dataset, report.datasets["train"].categories))
-    for split, found in leaks(names).items():
-        for name, other in found.items():
+    for split, shared in leaks(names).items():
+        for name, other in shared.items():
             report.defects[split].add("leak", name, "", f"as {other}")
             report.bad[split].add(name)
     return report

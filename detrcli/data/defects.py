@@ -32,6 +32,9 @@ def _fatal(means: str, repair: str) -> Kind:
 KINDS: dict[str, Kind] = {
     "duplicate-image-id": _fatal("two images share an id: evaluators keep the last one only", "first kept"),
     "bad-image": _fatal("an image entry without a usable id or file name", "dropped"),
+    "bad-image-id": Kind(
+        "note", "an image id that is not a whole number, in a table", "images numbered by their rows"
+    ),
     "duplicate-file": Kind("warning", "two image entries name the same file", "kept"),
     "path-escapes": _fatal("a file name that leaves the folder of the pictures", "dropped"),
     "bad-size": Kind("note", "no usable width and height in the annotation file", "read from the picture"),
@@ -68,6 +71,9 @@ KINDS: dict[str, Kind] = {
         "error",
         "objects of a class that train does not list: no model finds them, so they lower the score",
         "one list for all",
+    ),
+    "bad-outline": _fatal(
+        "an outline that does not decode for its picture", "removed: its box stands for it"
     ),
     "duplicate-object": Kind("warning", "the same class and box twice in one picture", "first kept"),
     "corner-boxes": Kind(

@@ -112,6 +112,20 @@ def test_a_defect_is_found_named_and_refused_or_not(coco_folder, spoil, kind, wh
         assert resolve(str(coco_folder), "train").defects.counts[kind] == 1
 
 
+@pytest.mark.parametrize(
+    ("box", "kind"), [([400, 5, 9, 10], "outside-box"), ([4, 5, 90, 10], "box-over-edge")]
+)
+def test_boxes_are_compared_with_the_pictures_where_the_file_does_not_say_their_size(coco_folder, box, kind):
+    path = coco_folder / "annotations" / "instances_train2017.json"
+    document = coco_document()
+    change("images.0.height", del_)(document)
+    change("annotations.0.bbox", box)(document)
+    path.write_text(json.dumps(document))
+    found = check(find(str(coco_folder)), fast=True).defects["train"]
+    assert found.counts[kind] == found.counts["bad-size"] == 1
+    assert str(found.examples[kind][0]).endswith("in 64 x 48")
+
+
 REPAIRABLE = [row[:2] for row in DEFECTS if KINDS[row[1]].repair != "none"]
 
 
