@@ -11,6 +11,7 @@ workers map instead of copying.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -262,6 +263,16 @@ class Dataset:
 
     def shared(self) -> Dataset:
         return dataclasses.replace(self, annotations=self.annotations.shared(), defects=Defects())
+
+    def digest(self) -> str:
+        """A sha256 of what is learned from and scored against: the pictures by id and name, their objects, the classes."""
+        a, running = self.annotations, hashlib.sha256(repr(self.categories).encode())
+        arrays = [a.image_ids, a.names.text, a.names.ends, a.offsets, a.labels, a.boxes, a.crowd]
+        if a.segments is not None:
+            arrays += [a.segments.text, a.segments.ends]
+        for array in arrays:
+            running.update(array.tobytes())
+        return running.hexdigest()
 
     def to_coco(self) -> dict[str, Any]:
         """The split as a COCO document, with the data set's own image, annotation and category ids."""

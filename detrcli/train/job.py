@@ -50,6 +50,7 @@ class Job:
     loader: Batches
     dataset: Dataset
     val: Dataset | None
+    data: dict[str, str]  # digests of the splits
     device: str
     record: Record = field(init=False)  # given when the run has its folder
     notes: list[str] = field(default_factory=list)
@@ -126,6 +127,7 @@ def assemble(plan: Plan, *, fresh: bool = True) -> Job:
         loader=loader,
         dataset=dataset,
         val=val,
+        data={split.split: split.digest() for split in (dataset, val) if split is not None},
         device=device,
         notes=notes,
     )

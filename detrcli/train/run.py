@@ -78,7 +78,7 @@ def _train(
     loggers.check(plan.log)
     job = assemble(plan, fresh=not resumed)
     if folder:
-        resuming.restore(job, folder)
+        resuming.restore(job, folder, allow)
     if main and not job.done:
         enough_room(folder or out or runs.root("train"), job.net, averaged=job.average is not None)
         folder = folder or _new_folder(job.plan, out)

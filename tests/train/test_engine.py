@@ -302,6 +302,34 @@ def test_settings_of_a_resumed_run_are_kept_or_changed_knowingly(ask, tmp_path):
     assert runs.find(folder).settings()["recipe.lr"] == 1e-6
 
 
+def test_data_that_has_changed_is_not_gone_on_with_unknowingly(ask, copied, tmp_path):
+    folder, path = tmp_path / "run", copied / "annotations" / "instances_val.json"
+    train(ask(data=str(copied), epochs=3), out=folder, watch=Watch(6, STOP))
+    document = json.loads(path.read_text())
+    document["annotations"][0]["bbox"][0] += 1
+    path.write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"^val of .* have other pictures, objects") as caught:
+        train(Request(), resume=folder)
+    assert "--allow-change data" in caught.value.hint
+    assert train(Request(steps=8), resume=folder, allow_change=["data"]).steps == 8
+    assert train(Request(steps=9), resume=folder).steps == 9  # it is the run's data from then on
+    train_file = path.with_name("instances_train.json")
+    renamed = train_file.read_text().replace('"square"', '"box"')
+    train_file.write_text(renamed)
+    with pytest.raises(DataError, match="has learned other classes"):
+        train(Request(), resume=folder, allow_change=["data"])
+
+
+def test_a_state_that_says_nothing_of_its_data_is_gone_on_with(ask, tmp_path):
+    """As earlier versions wrote them."""
+    folder = tmp_path / "run"
+    train(ask(steps=1), out=folder)
+    kept = state.read(folder)
+    del kept["classes"], kept["data"]
+    state.save(folder, kept)
+    assert train(Request(steps=2), resume=folder).steps == 2
+
+
 def test_auto_takes_the_unfinished_run_of_the_same_work(ask, tmp_path, monkeypatch):
     monkeypatch.setenv("DETR_RUNS", str(tmp_path))
     first = train(ask(), resume="auto", watch=Watch(2, STOP))  # none yet: a new one
