@@ -211,7 +211,7 @@ def convert(
     if to not in WRITERS:
         raise unknown("format", to, WRITERS)
     source = _find(data, data_root)
-    splits = {split: _load(source, split) for split in source.splits}
+    splits = {split: _load(source, split, masks=True) for split in source.splits}
     WRITERS[to](splits, out)
     _tell_written(splits, out, as_json)
 
@@ -231,7 +231,7 @@ def split_(
     from detrcli.data.write import write_coco
 
     console.settings.json = as_json
-    dataset = _load(_find(data, data_root), source_split)
+    dataset = _load(_find(data, data_root), source_split, masks=True)
     splits = split(dataset, {"val": val, "test": test}, seed=seed)
     write_coco(splits, out)
     _tell_written(splits, out, as_json)
@@ -258,11 +258,11 @@ def _find(data: str, data_root: Path | None) -> Source:
     return find(data, data_root)
 
 
-def _load(source: Source, split: str) -> Dataset:
-    """A split as it is, defects and all: `check` is the command that judges."""
+def _load(source: Source, split: str, *, masks: bool = False) -> Dataset:
+    """A split as it is, defects and all: `check` is the command that judges. With `masks` its outlines, too, to be written."""
     from detrcli.data.layouts import Options
 
-    dataset = source.load(split, Options(strict=False))
+    dataset = source.load(split, Options(masks=masks, strict=False))
     if dataset.defects.errors:
         console.note(f"{source.name} {split} has errors: see detr data check {source.name}")
     return dataset

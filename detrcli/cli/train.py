@@ -32,7 +32,9 @@ def train(
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Picks the recipe nearest to it [default: the recipe's].")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many steps of the schedule.")
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Pictures a step, over everything [default: the recipe's].")
     ] = None,

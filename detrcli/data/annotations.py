@@ -11,6 +11,7 @@ workers map instead of copying.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -226,6 +227,10 @@ class Pictures(Protocol):
         """The file that holds the picture, if it is one."""
         ...
 
+    def stored(self, index: int, name: str) -> bytes | None:
+        """The picture as it came; None where it is drawn."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -259,6 +264,16 @@ class Dataset:
     def shared(self) -> Dataset:
         return dataclasses.replace(self, annotations=self.annotations.shared(), defects=Defects())
 
+    def digest(self) -> str:
+        """A sha256 of what is learned from and scored against: the pictures by id and name, their objects, the classes."""
+        a, running = self.annotations, hashlib.sha256(repr(self.categories).encode())
+        arrays = [a.image_ids, a.names.text, a.names.ends, a.offsets, a.labels, a.boxes, a.crowd]
+        if a.segments is not None:
+            arrays += [a.segments.text, a.segments.ends]
+        for array in arrays:
+            running.update(array.tobytes())
+        return running.hexdigest()
+
     def to_coco(self) -> dict[str, Any]:
         """The split as a COCO document, with the data set's own image, annotation and category ids."""
         a, owner = self.annotations, self.categories
@@ -278,7 +293,11 @@ class Dataset:
                     "area": float(a.areas[r]),
                     "iscrowd": int(a.crowd[r]),
                 }
-                | ({} if a.segments is None else {"segmentation": json.loads(a.segments[r])})
+                | (
+                    {}
+                    if a.segments is None or a.segments[r] == "null"
+                    else {"segmentation": json.loads(a.segments[r])}
+                )
                 for r in range(len(a.ids))
             ],
             "categories": [{"id": i, "name": name} for i, name in zip(owner.ids, owner.names, strict=True)],
@@ -297,3 +316,6 @@ class Selected:
 
     def file(self, index: int, name: str) -> Path | None:
         return self.source.file(int(self.indices[index]), name)
+
+    def stored(self, index: int, name: str) -> bytes | None:
+        return self.source.stored(int(self.indices[index]), name)

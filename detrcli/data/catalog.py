@@ -38,15 +38,19 @@ class Source:
 
     def load(self, split: str, options: Options = Options()) -> Dataset:
         """One split, with what its arrays show in `defects`."""
+        dataset = self.read(split, options)
+        dataset.defects.merge(structure(dataset))
+        return dataset
+
+    def read(self, split: str, options: Options) -> Dataset:
+        """One split, with what its reader found in `defects`."""
         wanted = split_name(split)
         if wanted not in self.splits:
             raise DataError(
                 f"{self.name} has no split {split!r}, only {', '.join(self.splits)}",
                 hint=f"make one: detr data split {self.name} OUT",
             )
-        dataset = self.splits[wanted](options)
-        dataset.defects.merge(structure(dataset))
-        return dataset
+        return self.splits[wanted](options)
 
 
 def resolve(
@@ -66,16 +70,17 @@ def resolve(
     """
     skip = bad_data == "skip"
     dataset = find(name, data_root).load(split, Options(masks=masks, strict=not skip))
-    bad = missing_files(dataset)
-    for file in bad:
-        dataset.defects.add("missing-file", file)
+    bad = set[str]()
+    for file, detail in missing_files(dataset).items():
+        dataset.defects.add("missing-file", file, "", detail)
+        bad.add(file)
     dataset.defects.refuse(name, skip=skip)
     if headers:
         broken = distributed.from_main(broken_files(dataset, bad) if distributed.is_main() else {})
         for file, (kind, detail) in broken.items():
             dataset.defects.add(kind, file, "", detail)
+            bad.add(file)
         dataset.defects.refuse(name, skip=skip)
-        bad += broken
     if not skip:
         return dataset
     found = dataset.defects

@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from detrcli.data.annotations import Array, Dataset
+from detrcli.data.annotations import Array, Dataset, Pictures
 from detrcli.data.catalog import Source
+from detrcli.data.classes import compared, united
 from detrcli.data.defects import Defects
-from detrcli.data.formats.files import Files
-from detrcli.data.formats.huggingface import Rows
 from detrcli.data.images import decode, open_image, orientation, shown_size
 from detrcli.data.layouts import Options
-from detrcli.data.structure import repair
+from detrcli.data.structure import repair, structure
 from detrcli.errors import DataError, ImageError
 
 _USUAL = ("RGB", "L")
@@ -55,8 +54,6 @@ def pictures(dataset: Dataset, *, fast: bool = False, advance: Callable[[], None
     A truncated JPEG shows only when it is decoded to the end, so the thorough way costs what an epoch of loading costs.
     """
     seen, source = Seen(sizes=dataset.annotations.sizes.copy()), dataset.pictures
-    if not isinstance(source, (Files, Rows)):  # drawn ones
-        return seen
     annotated = [(int(h), int(w)) for h, w in dataset.annotations.sizes]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         jobs = pool.map(
@@ -64,6 +61,8 @@ def pictures(dataset: Dataset, *, fast: bool = False, advance: Callable[[], None
         )
         for index, (name, looked) in enumerate(zip(dataset.annotations.names, jobs, strict=True)):
             advance()
+            if looked is None:  # drawn
+                continue
             _record(seen, name, looked)
             if 0 in annotated[index]:
                 seen.sizes[index] = looked.size
@@ -82,10 +81,12 @@ def _record(seen: Seen, name: str, looked: Looked) -> None:
     twins.append(name)
 
 
-def _look(source: Files | Rows, index: int, name: str, size: tuple[int, int], fast: bool) -> Looked:
+def _look(source: Pictures, index: int, name: str, size: tuple[int, int], fast: bool) -> Looked | None:
     looked = Looked()
     try:
         data = source.stored(index, name)
+        if data is None:
+            return None
         _inspect(data, name, size, looked)
         if not fast:
             decode(data, name=name)
@@ -141,7 +142,7 @@ class Report:
         return sum(defects.errors for defects in self.defects.values())
 
     def repaired(self) -> dict[str, Dataset]:
-        return {split: repair(dataset, self.bad[split]) for split, dataset in self.datasets.items()}
+        return united({split: repair(dataset, self.bad[split]) for split, dataset in self.datasets.items()})
 
     def to_json(self) -> dict[str, Any]:
         splits = {
@@ -164,14 +165,19 @@ def check(source: Source, *, fast: bool = False, advance: Callable[[], None] = l
     """All splits, all defects; `fast` reads the pictures' headers only."""
     report, names = Report(source), dict[str, Mapping[str, list[str]]]()
     for split in source.splits:
-        dataset = source.load(split, Options(strict=False))
+        dataset = source.read(split, Options(masks=True, strict=False))
         seen = pictures(dataset, fast=fast, advance=advance)
-        dataset.defects.merge(seen.defects)
         sized = dataclasses.replace(dataset.annotations, sizes=seen.sizes)
-        report.datasets[split] = dataclasses.replace(dataset, annotations=sized)
+        dataset = dataclasses.replace(dataset, annotations=sized)
+        for found in (structure(dataset), seen.defects):
+            dataset.defects.merge(found)
+        report.datasets[split] = dataset
         report.defects[split], report.bad[split], names[split] = dataset.defects, seen.bad, seen.names
-    for split, found in leaks(names).items():
-        for name, other in found.items():
+    if "train" in report.datasets:
+        for split, dataset in report.datasets.items():
+            report.defects[split].merge(compared(dataset, report.datasets["train"].categories))
+    for split, shared in leaks(names).items():
+        for name, other in shared.items():
             report.defects[split].add("leak", name, "", f"as {other}")
             report.bad[split].add(name)
     return report

@@ -32,6 +32,9 @@ def _fatal(means: str, repair: str) -> Kind:
 KINDS: dict[str, Kind] = {
     "duplicate-image-id": _fatal("two images share an id: evaluators keep the last one only", "first kept"),
     "bad-image": _fatal("an image entry without a usable id or file name", "dropped"),
+    "bad-image-id": Kind(
+        "note", "an image id that is not a whole number, in a table", "images numbered by their rows"
+    ),
     "duplicate-file": Kind("warning", "two image entries name the same file", "kept"),
     "path-escapes": _fatal("a file name that leaves the folder of the pictures", "dropped"),
     "bad-size": Kind("note", "no usable width and height in the annotation file", "read from the picture"),
@@ -60,6 +63,17 @@ KINDS: dict[str, Kind] = {
     "outside-box": Kind("error", "a box wholly outside its picture: training drops it", "dropped"),
     "box-over-edge": Kind(
         "note", "a box that reaches over the edge of its picture: clipped for training", "clipped"
+    ),
+    "categories-differ": Kind(
+        "warning", "a split lists other classes than train: they are matched by name", "one list for all"
+    ),
+    "unlearned-category": Kind(
+        "error",
+        "objects of a class that train does not list: no model finds them, so they lower the score",
+        "one list for all",
+    ),
+    "bad-outline": _fatal(
+        "an outline that does not decode for its picture", "removed: its box stands for it"
     ),
     "duplicate-object": Kind("warning", "the same class and box twice in one picture", "first kept"),
     "corner-boxes": Kind(

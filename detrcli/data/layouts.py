@@ -77,15 +77,20 @@ def _coco_file(path: Path, name: str) -> Found:
 
 
 def _coco_folder(root: Path, name: str) -> Found | None:
-    """annotations/instances_<split>.json and the folders <split> or images/<split>."""
+    """annotations/instances_<split>.json and the folders <split> or images/<split>. Of a split that is there more than once
+    (2014, 2017), the first with pictures; where its folder is missing, it is a split whose pictures are."""
     splits: dict[str, Loader] = {}
+    without: dict[str, Loader] = {}
     for path in sorted((root / "annotations").glob("instances_*.json")):
         written = path.stem.removeprefix("instances_")
         split = split_name(written)
         images = _picture_folder(root, written, split)
         if images is not None:
             splits.setdefault(split, coco_loader(path, images, name, split))
-    return Found("coco", splits) if splits else None
+        else:
+            without[split] = coco_loader(path, root / written, name, split)
+    found = without | splits
+    return Found("coco", found) if found else None
 
 
 def _picture_folder(root: Path, *names: str) -> Path | None:
@@ -137,7 +142,7 @@ def hub(name: str) -> Found:
 
     def loader(key: str) -> Loader:
         return lambda options: huggingface.load_rows(
-            tables[key], name=name, split=split_name(key), masks=options.masks, strict=options.strict
+            tables, key, name=name, split=split_name(key), masks=options.masks, strict=options.strict
         )
 
     return Found("huggingface", {split_name(key): loader(key) for key in tables})

@@ -28,8 +28,9 @@ def masks_of(annotations: Annotations, objects: Objects, size: Size) -> Tensor |
     ):
         drawn = draw(json.loads(annotations.segments[row]), box, size)
         if drawn is None:
+            name = annotations.names[int(np.searchsorted(annotations.offsets, row, side="right")) - 1]
             raise DataError(
-                f"annotation {annotations.ids[row]}: its segmentation does not decode for a picture of {size[1]}x{size[0]}",
+                f"{name} annotation {annotations.ids[row]}: its segmentation does not decode for a picture of {size[1]}x{size[0]}",
                 hint="mend it, or remove it: then the box stands for the mask",
             )
         mask[...] = drawn
@@ -43,6 +44,23 @@ def without_outline(annotations: Annotations) -> int:
     return int((np.diff(annotations.segments.ends, prepend=0) <= len("null")).sum())
 
 
+def undecodable(annotations: Annotations) -> npt.NDArray[Any]:
+    """The objects whose outlines mean nothing, so that none could be drawn."""
+    segments, owner = (
+        annotations.segments or (),
+        np.repeat(annotations.sizes, np.diff(annotations.offsets), axis=0),
+    )
+    found = [row for row, text in enumerate(segments) if not _decodes(json.loads(text), owner[row].tolist())]
+    return np.array(found, np.int64)
+
+
+def _decodes(outline: Any, size: list[int]) -> bool:
+    """Runs are for one size of picture: where it is not known, nothing can be said of them."""
+    if not outline or (isinstance(outline, dict) and 0 in size):
+        return True
+    return _are_polygons(outline) or _runs(outline, (size[0], size[1])) is not None
+
+
 def draw(outline: Any, box: Sequence[float] | npt.NDArray[Any], size: Size) -> npt.NDArray[np.uint8] | None:
     """One mask (H, W) of polygons or RLE; without an outline, of the box; None for an outline that means nothing."""
     if not outline:
@@ -52,7 +70,7 @@ def draw(outline: Any, box: Sequence[float] | npt.NDArray[Any], size: Size) -> n
     if runs is not None:
         flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
         return np.asarray(flat.reshape(size, order="F"), np.uint8)
-    if isinstance(outline, list) and all(_is_polygon(points) for points in outline):
+    if _are_polygons(outline):
         return _fill(outline, size)
     return None
 
@@ -96,6 +114,10 @@ def _uncompressed(text: str) -> list[int]:
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
         value = shift = 0
     return counts
+
+
+def _are_polygons(outline: Any) -> bool:
+    return isinstance(outline, list) and all(_is_polygon(points) for points in outline)
 
 
 def _is_polygon(points: Any) -> bool:

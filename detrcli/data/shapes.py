@@ -77,6 +77,9 @@ class Shapes:
     def file(self, index: int, name: str) -> None:
         """None: there is no file."""
 
+    def stored(self, index: int, name: str) -> None:
+        """None: it is drawn."""
+
     def things(self, index: int) -> list[Thing]:
         return _layout(self.preset, self._rng(index))
 

@@ -14,6 +14,7 @@ from detrcli.data.annotations import Annotations, Array, Dataset, Strings
 from detrcli.data.defects import KEPT, Defects
 from detrcli.data.formats.files import Files
 from detrcli.data.images import open_image, shown_size
+from detrcli.data.masks import undecodable
 from detrcli.errors import DataError, ImageError
 
 QUERIES = 100  # of DETR, the fewest of the zoo: more objects than these cannot all be found
@@ -22,7 +23,7 @@ SHORT, LONG = 800, 1333  # what evaluation resizes to by default
 
 
 def structure(dataset: Dataset) -> Defects:
-    """What the arrays alone show."""
+    """What the arrays alone show; outlines, where there are some, take longer than all the rest."""
     defects, a = Defects(), dataset.annotations
     for kind, rows in _row_defects(a):
         _report(defects, kind, dataset, rows)
@@ -52,6 +53,7 @@ def _row_defects(a: Annotations) -> Iterator[tuple[str, Array]]:
     yield "outside-box", np.flatnonzero(outside)
     yield "box-over-edge", np.flatnonzero(sized & over & ~empty & ~outside)
     yield "bad-area", np.flatnonzero(~empty & _wrong_area(a))
+    yield "bad-outline", undecodable(a)
     yield "duplicate-object", duplicates(a)
     scale = np.minimum(
         SHORT / np.maximum(np.minimum(height, width), 1), LONG / np.maximum(height, width).clip(1)
@@ -87,21 +89,25 @@ def _report(defects: Defects, kind: str, dataset: Dataset, rows: Array) -> None:
         detail = f"box {box} in {width} x {height}"
         if kind == "bad-area":
             detail = f"area {a.areas[row]:g}, box {box}"
+        if kind == "bad-outline" and a.segments is not None:
+            detail = a.segments[row][:60]
         defects.add(kind, a.names[image], f"annotation {a.ids[row]}", detail)
 
 
-def missing_files(dataset: Dataset) -> list[str]:
-    """Names that are not in their folder; one listing a folder instead of a question a file."""
+def missing_files(dataset: Dataset) -> dict[str, str]:
+    """Names that are not in their folder, and which folder is not there either; one listing a folder instead of a question a
+    file."""
     if not isinstance(dataset.pictures, Files):
-        return []
-    root, there = dataset.pictures.root, dict[str, frozenset[str]]()
-    missing = []
+        return {}
+    root, there = dataset.pictures.root, dict[str, frozenset[str] | None]()
+    missing = {}
     for name in dataset.annotations.names:
         folder, file = os.path.split(name)
         if folder not in there:
-            there[folder] = frozenset(os.listdir(root / folder) if (root / folder).is_dir() else ())
-        if file not in there[folder]:
-            missing.append(name)
+            there[folder] = frozenset(os.listdir(root / folder)) if (root / folder).is_dir() else None
+        listed = there[folder]
+        if listed is None or file not in listed:
+            missing[name] = f"there is no folder {root / folder}" if listed is None else ""
     return missing
 
 
@@ -141,7 +147,8 @@ def _broken(source: Files, name: str, size: tuple[int, int]) -> tuple[str, str] 
 
 
 def repair(dataset: Dataset, bad: Iterable[str] = ()) -> Dataset:
-    """A copy without bad pictures, empty, outside and repeated boxes; the other boxes clipped, areas made plausible."""
+    """A copy without bad pictures, empty, outside and repeated boxes, and outlines that mean nothing; the other boxes clipped,
+    areas made plausible."""
     dropped = frozenset(bad)
     keep = [i for i, name in enumerate(dataset.annotations.names) if name not in dropped]
     dataset = dataset.select(keep)
@@ -150,12 +157,20 @@ def repair(dataset: Dataset, bad: Iterable[str] = ()) -> Dataset:
     for kind, rows in _row_defects(a):
         if kind in ("empty-box", "outside-box", "duplicate-object"):
             wanted[rows] = False
+        if kind == "bad-outline" and len(rows):
+            a = _without_outlines(a, rows)
     boxes, areas = _clipped(a), a.areas.copy()
     changed = dataclasses.replace(a, boxes=boxes)
     wrong = _wrong_area(changed)
     areas[wrong] = (boxes[:, 2] * boxes[:, 3])[wrong]
     repaired = _rows(dataclasses.replace(changed, areas=areas), wanted)
     return dataclasses.replace(dataset, annotations=repaired, defects=Defects())
+
+
+def _without_outlines(a: Annotations, rows: Array) -> Annotations:
+    gone = frozenset(rows.tolist())
+    kept = ("null" if row in gone else text for row, text in enumerate(a.segments or ()))
+    return dataclasses.replace(a, segments=Strings.pack(kept), shelf=None)
 
 
 def _clipped(a: Annotations) -> Array:

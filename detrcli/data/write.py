@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from detrcli.data.annotations import Dataset
+from detrcli.data.classes import united
 from detrcli.data.formats.yolo import label_file
 from detrcli.data.paths import inside
 from detrcli.errors import DataError, UsageError
@@ -33,7 +34,9 @@ def write_coco(splits: Mapping[str, Dataset], out: Path) -> None:
 
 
 def write_yolo(splits: Mapping[str, Dataset], out: Path) -> None:
-    """images/<split>/, labels/<split>/ and data.yaml. Crowds and ids have no place in this format."""
+    """images/<split>/, labels/<split>/ and data.yaml. Crowds and ids have no place in this format, and the splits share one
+    list of classes."""
+    splits = united(splits)
     with _new_folder(out) as folder:
         for split, dataset in splits.items():
             names = _short_names(dataset)

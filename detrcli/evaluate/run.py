@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from detrcli import distributed
 from detrcli.boxes import xyxy_to_xywh
 from detrcli.data.annotations import Dataset
+from detrcli.data.classes import labels_in
 from detrcli.data.loader import eval_loader
 from detrcli.errors import DataError, DetrError
 from detrcli.evaluate.coco import Backend, CocoMetrics, choose_backend, score
@@ -97,16 +98,13 @@ def evaluate(
 
 def match_categories(model: Categories, data: Categories) -> Ints:
     """For each label of the model the data set's category id, -1 where it has none: by id and name, else by name."""
-    if model == data:
-        return np.array(data.ids, np.int64)
-    by_name = {name.casefold(): i for i, name in zip(data.ids, data.names, strict=True)}
-    matched = np.array([by_name.get(name.casefold(), -1) for name in model.names], np.int64)
-    if (matched < 0).all():
+    labels = labels_in(model, data)
+    if (labels < 0).all():
         raise DataError(
             f"the model knows {_some(model.names)}, the data has {_some(data.names)}: no class in common",
             hint="evaluate on data with the classes that the model was trained on",
         )
-    return matched
+    return np.array([*data.ids, -1], np.int64)[labels]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -12,12 +12,16 @@ from torch import nn
 from detrcli import distributed
 from detrcli.data import catalog
 from detrcli.data.annotations import Dataset
+from detrcli.data.check import Seen, pictures
+from detrcli.data.classes import compared
 from detrcli.data.defects import KINDS
 from detrcli.data.loader import Batches, train_loader
 from detrcli.data.masks import without_outline
+from detrcli.data.structure import repair
 from detrcli.data.transforms import training
 from detrcli.environment import bf16_in_hardware
 from detrcli.errors import DataError, DetrError
+from detrcli.evaluate.run import match_categories
 from detrcli.nn.backbone import Backbone
 from detrcli.nn.speed import keep_memory, levers
 from detrcli.plugins import Model, resolve
@@ -46,6 +50,7 @@ class Job:
     loader: Batches
     dataset: Dataset
     val: Dataset | None
+    data: dict[str, str]  # digests of the splits
     device: str
     record: Record = field(init=False)  # given when the run has its folder
     notes: list[str] = field(default_factory=list)
@@ -122,6 +127,7 @@ def assemble(plan: Plan, *, fresh: bool = True) -> Job:
         loader=loader,
         dataset=dataset,
         val=val,
+        data={split.split: split.digest() for split in (dataset, val) if split is not None},
         device=device,
         notes=notes,
     )
@@ -154,11 +160,27 @@ def _data(plan: Plan, model: Model) -> tuple[Dataset, Dataset | None]:
     dataset = catalog.resolve(plan.data, "train", root, masks=masks, bad_data=skip, headers=True)
     has_val = "val" in source.splits
     val = catalog.resolve(plan.data, "val", root, bad_data=skip, headers=True) if has_val else None
-    if len(dataset) == 0:
-        raise DataError(
-            f"{plan.data} has no training pictures", hint=f"look at it: detr data info {plan.data}"
-        )
+    if val is not None and plan.bad_data == "skip":
+        val = _readable(val)
+    for split in (dataset, val):
+        if split is not None and len(split) == 0:
+            raise DataError(
+                f"{plan.data} {split.split} has no pictures", hint=f"look at it: detr data check {plan.data}"
+            )
+    if val is not None:
+        match_categories(dataset.categories, val.categories)  # an error before an epoch of work
+        val.defects.merge(compared(val, dataset.categories))
     return dataset, val
+
+
+def _readable(val: Dataset) -> Dataset:
+    """Without pictures that are damaged behind their headers, as no other can take their place in an evaluation. To know them,
+    all are decoded, once."""
+    seen = distributed.from_main(pictures(val) if distributed.is_main() else Seen())
+    readable = repair(val, seen.bad)
+    for found in (val.defects, seen.defects):
+        readable.defects.merge(found)
+    return readable
 
 
 def _about_data(plan: Plan, dataset: Dataset, val: Dataset | None) -> list[str]:

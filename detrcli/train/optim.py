@@ -35,13 +35,15 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     )
 
 
-def rate_at(step: int, recipe: Recipe, steps_per_epoch: int, total_steps: int) -> float:
-    """The share of the base learning rate that step `step` (from 0) is taken with."""
+def rate_at(step: int, recipe: Recipe, steps_per_epoch: int) -> float:
+    """The share of the base learning rate that step `step` (from 0) is taken with; that a run stops earlier than its recipe
+    changes none of them."""
     if step < recipe.warmup_steps:
         return (step + 1) / recipe.warmup_steps
     if recipe.schedule == "step":
         return float(0.1 ** sum(step >= epoch * steps_per_epoch for epoch in recipe.drops))
-    done = (step - recipe.warmup_steps) / max(1, total_steps - recipe.warmup_steps)
+    whole = recipe.epochs * steps_per_epoch
+    done = (step - recipe.warmup_steps) / max(1, whole - recipe.warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 

@@ -11,7 +11,7 @@ import torch
 
 from detrcli import distributed, runs
 from detrcli.config import settings
-from detrcli.errors import CheckpointError, UsageError, unknown
+from detrcli.errors import CheckpointError, DataError, UsageError, unknown
 from detrcli.files import left_over
 from detrcli.report import CURVES_FILE, PAGE_FILE
 from detrcli.report.tables import EVALUATIONS_FILE, STEPS_FILE
@@ -113,9 +113,10 @@ def _refuse(folder: Path, name: str, before: Any, after: Any, *, allowed: bool) 
         )
 
 
-def restore(job: Job, folder: Path) -> None:
+def restore(job: Job, folder: Path, allow: Sequence[str]) -> None:
     """Take up the state of a run: what comes next is what would have come."""
     kept = state.read(folder)
+    _check_data(job, folder, kept, allowed="data" in allow)
     trainer = job.trainer
     try:
         job.net.load_state_dict(kept["model"])
@@ -135,6 +136,26 @@ def restore(job: Job, folder: Path) -> None:
     job.notes += _about_machine(kept["machine"])
 
 
+def _check_data(job: Job, folder: Path, kept: dict[str, Any], *, allowed: bool) -> None:
+    """The data must be what the run has learned from so far. A state from before this was kept says nothing of it."""
+    classes, data = kept.get("classes"), kept.get("data", job.data)
+    if classes not in (None, _classes(job)):
+        raise DataError(
+            f"{folder} has learned other classes than {job.plan.data} has now",
+            hint=f"start a new run from its weights: --weights {folder}",
+        )
+    changed = [split for split in data | job.data if data.get(split) != job.data.get(split)]
+    if changed and not allowed:
+        raise DataError(
+            f"{' and '.join(changed)} of {job.plan.data} have other pictures, objects or classes than when {folder} was saved",
+            hint="bring them back, or go on with them knowingly: --allow-change data",
+        )
+
+
+def _classes(job: Job) -> list[list[Any]]:
+    return [list(job.categories.ids), list(job.categories.names)]
+
+
 def content(job: Job) -> dict[str, Any]:
     """Everything the next step depends on."""
     return {
@@ -146,6 +167,8 @@ def content(job: Job) -> dict[str, Any]:
         "scored": job.scored,
         "best": job.best,
         "stale": job.stale,
+        "classes": _classes(job),
+        "data": job.data,
         "machine": _machine(),
     }
 

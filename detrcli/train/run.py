@@ -84,7 +84,7 @@ def _train(
     if auto_batch:
         job.notes.append(f"--auto-batch: {plan.device_batch} pictures at once fit on a device")
     if folder:
-        resuming.restore(job, folder)
+        resuming.restore(job, folder, allow)
     if main and not job.done:
         if resume is not None and out is not None and not resumed:
             resuming.clear(out)
@@ -168,7 +168,7 @@ class Run:
             asked = time.perf_counter()
             parts = next(batches)
             waited = time.perf_counter() - asked
-            share = rate_at(job.step, job.plan.recipe, job.steps_per_epoch, job.steps)
+            share = rate_at(job.step, job.plan.recipe, job.steps_per_epoch)
             step = job.trainer.step(parts, job.step, epoch, share, waited)
             job.step += 1
             yield step
@@ -205,6 +205,7 @@ class Run:
             job.val,
             preprocess=job.model.variant.preprocess,
             postprocess=job.model.postprocess,
+            categories=job.categories,
             device=job.device,
             batch_size=job.model.family.eval_batch_size(plan.config) or job.loader.sampler.batch_size,
             workers=plan.workers,
@@ -213,10 +214,11 @@ class Run:
         )
         self.metrics = result.metrics
         better = job.best is None or result.metrics["ap"] > job.best
-        job.stale = 0 if better else job.stale + 1
         if better:
-            job.best = result.metrics["ap"]
+            job.best, job.stale = result.metrics["ap"], 0
             self._keep_best()
+        elif job.step % (job.steps_per_epoch * plan.eval_every) == 0:
+            job.stale += 1  # where `steps` ends a run between these, patience does not count: it may go on
         if self.main:
             job.record.log({"step": job.step, "epoch": epoch, **result.metrics})
         self.audience.evaluated(job.step, result, better)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 
 import numpy as np
@@ -111,6 +112,20 @@ def test_a_defect_is_found_named_and_refused_or_not(coco_folder, spoil, kind, wh
         assert resolve(str(coco_folder), "train").defects.counts[kind] == 1
 
 
+@pytest.mark.parametrize(
+    ("box", "kind"), [([400, 5, 9, 10], "outside-box"), ([4, 5, 90, 10], "box-over-edge")]
+)
+def test_boxes_are_compared_with_the_pictures_where_the_file_does_not_say_their_size(coco_folder, box, kind):
+    path = coco_folder / "annotations" / "instances_train2017.json"
+    document = coco_document()
+    change("images.0.height", del_)(document)
+    change("annotations.0.bbox", box)(document)
+    path.write_text(json.dumps(document))
+    found = check(find(str(coco_folder)), fast=True).defects["train"]
+    assert found.counts[kind] == found.counts["bad-size"] == 1
+    assert str(found.examples[kind][0]).endswith("in 64 x 48")
+
+
 REPAIRABLE = [row[:2] for row in DEFECTS if KINDS[row[1]].repair != "none"]
 
 
@@ -196,6 +211,26 @@ def test_pictures_are_opened_to_the_end(coco_folder, kind):
     assert ("a.jpg" in left) == (KINDS[kind].repair == "kept")
 
 
+def test_classes_that_train_does_not_list_are_named_and_the_copy_has_one_list(coco_folder, tmp_path):
+    path = coco_folder / "annotations" / "instances_val2017.json"
+    document = coco_document()
+    document["categories"] = [{"id": 1, "name": "DOG"}, {"id": 3, "name": "zebra"}, {"id": 17, "name": "cat"}, {"id": 90, "name": "unused"}]  # fmt: skip
+    document["annotations"] = [row for row in document["annotations"] if row["category_id"] != 90]
+    path.write_text(json.dumps(document))
+    report = check(find(str(coco_folder)), fast=True)
+    assert not report.defects["train"].counts["categories-differ"]
+    found = report.defects["val"]
+    assert "1 DOG, 3 zebra" in str(found.examples["categories-differ"][0])
+    assert [defect.detail for defect in found.examples["unlearned-category"]] == ["zebra, 2 objects"]
+    copy_ = report.repaired()
+    write_coco(copy_, tmp_path / "copy")
+    again = check(find(str(tmp_path / "copy")), fast=True)
+    assert not again.defects["val"].counts["categories-differ"]
+    names = again.datasets["train"].categories.names
+    assert names == ("cat", "dog", "tooth brush", "zebra", "unused")
+    assert {names[label] for label in again.datasets["val"].annotations.labels} == {"cat", "zebra"}
+
+
 @pytest.mark.parametrize("kind", ["unreadable-image", "size-differs"])
 def test_headers_are_read_before_a_training(coco_folder, kind):
     """The miniature is sound, with its turned, grey and empty pictures; a picture whose size stands far behind its beginning, too."""
@@ -219,6 +254,23 @@ def test_a_missing_picture_stops_training_before_it_starts(coco_folder):
     (coco_folder / "train2017" / "a.jpg").unlink()
     with pytest.raises(DataError, match=r"a\.jpg: a picture that is listed but not there"):
         resolve(str(coco_folder), "train")
+
+
+def test_a_split_whose_folder_of_pictures_is_missing_is_no_split_less(coco_folder):
+    """Another year's annotations of the same split, without its pictures, are none of its business."""
+    names = {
+        split: coco_folder / "annotations" / f"instances_{split}.json" for split in ("val2014", "val2017")
+    }
+    names["val2014"].write_bytes(names["val2017"].read_bytes())
+    assert resolve(str(coco_folder), "val").picture(0).shape == (3, 48, 64)
+    shutil.rmtree(coco_folder / "val2017")
+    source = find(str(coco_folder))
+    assert list(source.splits) == ["train", "val"]
+    assert check(source, fast=True).defects["val"].counts["missing-file"] == 4
+    with pytest.raises(
+        DataError, match=r"a\.jpg: there is no folder .*/mini/val2017: .*not there \(and 3 more\)"
+    ):
+        resolve(str(coco_folder), "val")
 
 
 def test_skipping_bad_data_leaves_it_out_and_counts_it(coco_folder):

@@ -108,7 +108,14 @@ def test_view_draws_a_contact_sheet(detr, coco_folder, tmp_path):
     assert detr("view", coco_folder, "--split", "test")[0] == 3
 
 
-def test_convert_there_and_back(detr, coco_folder):
+def test_convert_there_and_back(detr, coco_folder, tmp_path):
+    path = coco_folder / "annotations" / "instances_val2017.json"
+    document = coco_document()
+    document["annotations"][0]["segmentation"] = [[4, 5, 24, 5, 24, 15]]
+    path.write_text(json.dumps(document))
+    assert detr("convert", coco_folder, "same")[0] == 0
+    rows = json.loads((tmp_path / "same" / "annotations" / "instances_val.json").read_text())["annotations"]
+    assert [row.get("segmentation") for row in rows] == [[[4, 5, 24, 5, 24, 15]], None, None, None, None]
     assert detr("convert", coco_folder, "y", "--to", "yolo")[0] == 0
     assert detr("convert", "y", "c", "--to", "coco")[0] == 0
     code, out, _ = detr("info", "c", "--json")
@@ -126,6 +133,8 @@ def test_split_cuts_every_class_in_proportion_and_the_same_way_each_time(detr, t
     for split in ("train", "val", "test"):
         files = [tmp_path / out / "annotations" / f"instances_{split}.json" for out in ("one", "two")]
         assert files[0].read_bytes() == files[1].read_bytes()
+        rows = json.loads(files[0].read_text())["annotations"]
+        assert all(len(row["segmentation"][0]) >= 6 for row in rows)  # outlines come along
     info = json.loads(detr("info", "one", "--json")[1])["splits"]
     assert all(count >= 2 for count in info["val"]["classes"].values())
     assert detr("split", "s", "three", "--val", "1.5")[0] == 2

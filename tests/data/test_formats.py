@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from detrcli.data.catalog import find, resolve
 from detrcli.data.check import pictures as pictures_of
+from detrcli.data.defects import KINDS
 from detrcli.data.formats import voc
 from detrcli.data.formats.huggingface import load_rows
 from detrcli.data.formats.yolo import label_file, parse_line, read_spec
@@ -233,6 +234,31 @@ def test_writing_is_whole_or_not_at_all(tmp_path, coco_folder):
         write_coco({"train": dataset}, tmp_path / "full")
 
 
+def test_yolo_has_one_list_of_classes_for_all_splits(tmp_path, coco_folder):
+    """Val lists them with other ids and in another order, and one that train does not know."""
+    path = coco_folder / "annotations" / "instances_val2017.json"
+    document = coco_document()
+    document["categories"] = [{"id": i, "name": name} for i, name in ((3, "dog"), (17, "Cat"), (90, "zebra"))]
+    path.write_text(json.dumps(document))
+    source = find(str(coco_folder))
+    splits = {split: source.load(split) for split in source.splits}
+    write_yolo(splits, tmp_path / "out")
+    for split, dataset in splits.items():
+        again = find(str(tmp_path / "out")).load(split)
+        assert again.categories.names == ("cat", "dog", "tooth brush", "zebra")
+        kept = ~dataset.annotations.crowd  # crowds have no place there
+        ours = {(name.lower(), *box) for name, *box in named(dataset, kept)}
+        assert len(ours) == kept.sum()
+        assert ours == set(named(again, slice(None)))
+
+
+def named(dataset, rows):
+    labels, boxes = dataset.annotations.labels[rows], np.round(dataset.annotations.boxes[rows], 3)
+    return [
+        (dataset.categories.names[label], *box) for label, box in zip(labels, boxes.tolist(), strict=True)
+    ]
+
+
 def hub_table(corners: bool = False):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(
@@ -254,7 +280,7 @@ def hub_table(corners: bool = False):
 
 @pytest.mark.parametrize("corners", [False, True])
 def test_hub_rows_become_a_data_set(tmp_path, corners):
-    dataset = load_rows(hub_table(corners), name="hf:me/mine", split="train")
+    dataset = load_rows({"train": hub_table(corners)}, "train", name="hf:me/mine", split="train")
     assert dataset.annotations.image_ids.tolist() == [31, 4]
     assert dataset.annotations.sizes.tolist() == [[40, 80], [10, 10]]
     assert objects(dataset, 0) == [("dog", 50, 20, 29, 19)]
@@ -300,11 +326,78 @@ def test_pictures_of_hub_rows_are_checked_too(tmp_path, kept):
             },
         ),
     )
-    dataset = load_rows(table, name="hf:me/mine", split="train")
+    dataset = load_rows({"train": table}, "train", name="hf:me/mine", split="train")
     assert dataset.annotations.sizes[0].tolist() == [40, 80]
     seen = pictures_of(dataset)
     assert str(seen.defects.examples["unreadable-image"][0]).startswith("row-000001.png: damaged")
     assert seen.bad == {"row-000001.png"} | ({"row-000002.png"} if kept == "path" else set())
+
+
+def hub_rows(boxes, labels, ids=None):
+    """Rows of one column of pictures that are not there, of 80 x 40, whose classes have no list."""
+    datasets = pytest.importorskip("datasets")
+    columns = {
+        "image": [{"bytes": None, "path": "a.png"}] * len(boxes),
+        "height": [40] * len(boxes),
+        "width": [80] * len(boxes),
+        "objects": [{"bbox": b, "category": c} for b, c in zip(boxes, labels, strict=True)],
+    }
+    if ids is not None:
+        columns["image_id"] = ids
+    return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+
+
+BOX = [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "names"),
+    [
+        ([3, 7], [7, 5], ["class 3", "class 5", "class 7"]),
+        (["dog", "ant"], ["bee", "dog"], ["ant", "bee", "dog"]),
+    ],
+)
+def test_hub_classes_without_a_list_agree_over_the_splits(train, val, names):
+    tables = {split: hub_rows([[BOX] * 2], [labels]) for split, labels in (("train", train), ("val", val))}
+    for split, labels in (("train", train), ("val", val)):
+        dataset = load_rows(tables, split, name="hf:me/mine", split=split)
+        assert list(dataset.categories.names) == names
+        found = [dataset.categories.names[label] for label in dataset.annotations.labels]
+        assert found == [label if isinstance(label, str) else f"class {label}" for label in labels]
+
+
+@pytest.mark.parametrize(("boxes", "labels", "kind"), [
+    ([BOX, BOX[:3]], ["a", "a"], "bad-box"),
+    ([BOX, None], ["a", "a"], "bad-box"),
+    ([BOX, [1.0, None, 3.0, 4.0]], ["a", "a"], "bad-box"),
+    ([BOX], ["a", "a"], "bad-box"),
+    ([BOX, [1.0, float("nan"), 3.0, 4.0]], ["a", "a"], "non-finite-box"),
+    ([BOX, BOX], ["a", None], "unknown-category"),
+    ([BOX, BOX], ["a"], "unknown-category"),
+])  # fmt: skip
+def test_bad_objects_of_hub_rows_are_named_as_those_of_files(boxes, labels, kind):
+    tables = {"train": hub_rows([boxes], [labels])}
+    with pytest.raises(DataError, match=rf"hf:me/mine row 0 object 2: .*{KINDS[kind].means}"):
+        load_rows(tables, "train", name="hf:me/mine", split="train")
+    dataset = load_rows(tables, "train", name="hf:me/mine", split="train", strict=False)
+    assert dataset.annotations.boxes.tolist() == [BOX]
+    assert dataset.defects.counts[kind] == 1
+
+
+def test_ids_of_hub_rows_are_unique_whole_numbers_or_left_alone():
+    def load(ids, **options):
+        tables = {"train": hub_rows([[BOX]] * len(ids), [["a"]] * len(ids), ids)}
+        return load_rows(tables, "train", name="hf:me/mine", split="train", **options)
+
+    texts = load(["000a", "000b"])
+    assert texts.annotations.image_ids.tolist() == [1, 2]
+    assert texts.defects.counts["bad-image-id"] == 1
+    with pytest.raises(DataError, match=r"row 1: 31: two images share an id"):
+        load([31, 31, 4])
+    left = load([31, 31, 4], strict=False)
+    assert left.annotations.image_ids.tolist() == [31, 4]
+    assert list(left.annotations.names) == ["row-000000.png", "row-000002.png"]
+    assert len(left.pictures.table) == 2
 
 
 def test_a_hub_name_that_cannot_be_loaded_says_why(tmp_path):

@@ -10,10 +10,15 @@ import torch
 from pycocotools import mask as rle
 
 from detrcli.data.annotations import Builder, Dataset
+from detrcli.data.catalog import find, resolve
+from detrcli.data.check import check
 from detrcli.data.formats.coco import read_coco
 from detrcli.data.masks import draw, masks_of, without_outline
 from detrcli.data.shapes import CATEGORIES, Shapes, _coverage, load_shapes
+from detrcli.data.write import write_coco
 from detrcli.errors import DataError
+
+from .miniature import coco_document
 
 SIZE = (12, 20)
 BOX = (4.0, 2.0, 8.0, 6.0)
@@ -58,7 +63,7 @@ def objects_with(segment: object) -> Dataset:
 )
 def test_an_outline_that_does_not_decode_is_told_by_its_annotation(broken):
     annotations = objects_with(broken).annotations
-    with pytest.raises(DataError, match="annotation 7: its segmentation does not decode") as caught:
+    with pytest.raises(DataError, match=r"a\.png annotation 7: its segmentation does not decode") as caught:
         masks_of(annotations, annotations.objects(0), SIZE)
     assert "remove it" in str(caught.value.hint)
 
@@ -94,6 +99,33 @@ def test_the_shapes_outlines_are_the_shapes(index):
         painted[thing.top : thing.top + thing.side, thing.left : thing.left + thing.side] = inside
         overlap = (mask.bool() & (painted > 0.5)).sum() / (mask.bool() | (painted > 0.5)).sum()
         assert overlap > 0.85
+
+
+def test_outlines_that_mean_nothing_are_found_and_removed_from_a_copy(coco_folder, tmp_path):
+    """Training on boxes does not care; training on masks refuses them before it begins, or does without."""
+    path = coco_folder / "annotations" / "instances_train2017.json"
+    document = coco_document()
+    runs = {"size": [48, 64], "counts": [48 * 64]}
+    for row, outline in zip(document["annotations"], (POLYGON, [[1, 2, 3]], {**runs, "size": [5, 5]}, []), strict=False):  # fmt: skip
+        row["segmentation"] = outline
+    del document["images"][1]["height"]  # of the third object: the size is read from the picture
+    path.write_text(json.dumps(document))
+    (coco_folder / "annotations" / "instances_val2017.json").unlink()  # the same pictures would be a leak
+    report = check(find(str(coco_folder)), fast=True)
+    found = [str(defect) for defect in report.defects["train"].examples["bad-outline"]]
+    assert found == [
+        "a.jpg annotation 2: [[1, 2, 3]]",
+        'grey.jpg annotation 5: {"size": [5, 5], "counts": [3072]}',
+    ]
+    write_coco(report.repaired(), tmp_path / "copy")
+    written = json.loads((tmp_path / "copy" / "annotations" / "instances_train.json").read_text())
+    kept = {row["id"]: row.get("segmentation") for row in written["annotations"]}
+    assert kept == {1: POLYGON, 2: None, 5: None, 6: [], 9: None}
+    assert not resolve(str(coco_folder), "train").defects.counts["bad-outline"]
+    with pytest.raises(DataError, match=r"a\.jpg annotation 2: .*an outline that does not decode"):
+        resolve(str(coco_folder), "train", masks=True)
+    left = resolve(str(coco_folder), "train", masks=True, bad_data="skip")
+    assert (left.defects.counts["bad-outline"], without_outline(left.annotations)) == (1, 3)
 
 
 def test_a_written_data_set_keeps_its_outlines():

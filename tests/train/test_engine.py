@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from detrcli import runs
 from detrcli.config import to_plain
-from detrcli.errors import CheckpointError, DetrError, NonFiniteError, UsageError
+from detrcli.errors import CheckpointError, DataError, DetrError, NonFiniteError, UsageError
 from detrcli.plugins import resolve
 from detrcli.train import estimate, guard, machine, run, state
 from detrcli.train import job as jobs
@@ -77,6 +78,19 @@ def test_a_stop_before_the_score_leaves_the_score_to_the_next(ask, tmp_path, at)
     assert straight.metrics == resumed.metrics
 
 
+def test_a_run_that_its_steps_end_goes_on_as_if_they_had_not(ask, tmp_path):
+    """The rate falls over the epochs of the recipe, wherever `steps` stop it."""
+    wish = {"changes": {"recipe.warmup_steps": 0}}
+    straight = train(ask(**wish), out=tmp_path / "straight")
+    assert train(ask(steps=7, **wish), out=tmp_path / "halved").steps == 7
+    resumed = train(Request(steps=10), resume=tmp_path / "halved")
+    assert losses(straight.folder) == losses(resumed.folder)
+    assert same_state(straight.folder, resumed.folder)
+    assert straight.metrics == resumed.metrics
+    names = [folder / "last.safetensors" for folder in (straight.folder, resumed.folder)]
+    assert names[0].read_bytes() == names[1].read_bytes()
+
+
 def test_a_signal_asks_for_a_state_and_the_run_goes_on(ask, tmp_path):
     """SIGUSR1, which schedulers send before they end a job."""
     kept = {}
@@ -94,6 +108,53 @@ def test_a_signal_asks_for_a_state_and_the_run_goes_on(ask, tmp_path):
     assert kept == {0: None, 1: None, 2: 2, 3: 2, 4: 2}
     assert done.steps == 5
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+def listed_otherwise(folder, names):
+    """The classes of val with other ids, in the order of the names; what has none keeps its place under a name of its own."""
+    path = folder / "annotations" / "instances_val.json"
+    document = json.loads(path.read_text())
+    old = {row["id"]: row["name"] for row in document["categories"]}
+    new = {name: 10 + place for place, name in enumerate(names)}
+    document["categories"] = [{"id": key, "name": name} for name, key in new.items()]
+    for row in document["annotations"]:
+        row["category_id"] = new.get(old[row["category_id"]], 10)
+    path.write_text(json.dumps(document))
+
+
+@pytest.fixture
+def copied(shapes, tmp_path):
+    return Path(shutil.copytree(shapes, tmp_path / "copied"))
+
+
+def test_scores_in_training_are_those_of_the_same_classes(ask, shapes, copied, tmp_path):
+    """Whatever val calls them by: ids and order are matched by name, and what is new there is told."""
+
+    class Look(Watch):
+        def evaluated(self, step, result, best):
+            names = dict(zip(self.job.val.categories.ids, self.job.val.categories.names, strict=True))
+            self.found = [names[key] for key in result.detections.category_ids.tolist()]
+            self.metrics = result.metrics
+
+    listed_otherwise(copied, ["triangle", "blob", "circle", "square"])
+    one, other = Look(), Look()
+    train(ask(steps=1), out=tmp_path / "one", watch=one)
+    train(ask(steps=1, data=str(copied)), out=tmp_path / "other", watch=other)
+    assert one.found
+    assert one.found == other.found
+    assert one.metrics == pytest.approx(other.metrics)
+    assert "val: 1 x a split lists other classes than train" in " ".join(other.job.notes)
+
+
+def test_classes_that_train_does_not_list_are_told_before_it_begins(ask, copied, tmp_path):
+    listed_otherwise(copied, ["blob", "circle"])
+    assert "objects of a class that train does not list" in " ".join(
+        assemble(make_plan(ask(data=str(copied)))).notes
+    )
+    listed_otherwise(copied, ["blob"])
+    with pytest.raises(DataError, match="no class in common"):
+        train(ask(data=str(copied)), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_averaged_weights_are_those_that_are_scored_and_kept(ask, tmp_path):
@@ -181,6 +242,13 @@ def test_patience_ends_a_run_that_does_not_improve(ask, tmp_path):
     assert train(Request(), resume=tmp_path / "run").steps == 15  # and stays ended
 
 
+def test_a_score_where_the_steps_end_does_not_try_patience(ask, tmp_path):
+    """A run that was never stopped has none there."""
+    wish = ask(epochs=9, lr=0.0, patience=1, steps=7)
+    assert train(wish, out=tmp_path / "run").steps == 7
+    assert train(Request(steps=45), resume=tmp_path / "run").steps == 10
+
+
 def test_frozen_parts_stay_as_they_are(ask, tmp_path):
     watch = Watch()
     before = assemble(make_plan(ask())).net.state_dict()
@@ -253,6 +321,34 @@ def test_settings_of_a_resumed_run_are_kept_or_changed_knowingly(ask, tmp_path):
     )
     assert max(g["lr"] / g["factor"] for g in watch.job.trainer.optimizer.param_groups) <= 1e-6
     assert runs.find(folder).settings()["recipe.lr"] == 1e-6
+
+
+def test_data_that_has_changed_is_not_gone_on_with_unknowingly(ask, copied, tmp_path):
+    folder, path = tmp_path / "run", copied / "annotations" / "instances_val.json"
+    train(ask(data=str(copied), epochs=3), out=folder, watch=Watch(6, STOP))
+    document = json.loads(path.read_text())
+    document["annotations"][0]["bbox"][0] += 1
+    path.write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"^val of .* have other pictures, objects") as caught:
+        train(Request(), resume=folder)
+    assert "--allow-change data" in caught.value.hint
+    assert train(Request(steps=8), resume=folder, allow_change=["data"]).steps == 8
+    assert train(Request(steps=9), resume=folder).steps == 9  # it is the run's data from then on
+    train_file = path.with_name("instances_train.json")
+    renamed = train_file.read_text().replace('"square"', '"box"')
+    train_file.write_text(renamed)
+    with pytest.raises(DataError, match="has learned other classes"):
+        train(Request(), resume=folder, allow_change=["data"])
+
+
+def test_a_state_that_says_nothing_of_its_data_is_gone_on_with(ask, tmp_path):
+    """As earlier versions wrote them."""
+    folder = tmp_path / "run"
+    train(ask(steps=1), out=folder)
+    kept = state.read(folder)
+    del kept["classes"], kept["data"]
+    state.save(folder, kept)
+    assert train(Request(steps=2), resume=folder).steps == 2
 
 
 def test_auto_takes_the_unfinished_run_of_the_same_work(ask, tmp_path, monkeypatch):

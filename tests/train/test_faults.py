@@ -314,11 +314,16 @@ def test_bad_data_stops_the_run_and_is_named(spoiled, tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_skipped_data_is_counted_and_named(spoiled, tmp_path, workers):
     folder, names = spoiled
+    val = sorted((folder / "val").iterdir())[2]
+    val.write_bytes(val.read_bytes()[:200])
     request = Request(data=str(folder), model="detr/tiny", batch_size=4, epochs=1, device="cpu", bad_data="skip",
                       workers=workers)  # fmt: skip
-    train(request, out=tmp_path / "run")
+    watch = Watch()
+    train(request, out=tmp_path / "run", watch=watch)
+    assert (len(watch.job.val), len(watch.scores)) == (6, 1)
     told = json.loads((tmp_path / "run" / "run.json").read_text())
     assert set(told["skipped"]["train"]) == names
+    assert set(told["skipped"]["val"]) == {val.name}
     assert sorted(losses(tmp_path / "run")) == [
         0,
         1,

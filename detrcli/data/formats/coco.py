@@ -11,7 +11,9 @@ from typing import Any
 
 from detrcli.data.annotations import Annotations, Builder, Dataset
 from detrcli.data.defects import Defects
+from detrcli.data.formats import values
 from detrcli.data.formats.files import Files
+from detrcli.data.formats.values import number, whole
 from detrcli.data.paths import why_outside
 from detrcli.errors import DataError
 from detrcli.types import Categories
@@ -73,24 +75,9 @@ def _rows(document: Any, key: str, source: str) -> list[Any]:
     return rows
 
 
-def _whole(value: Any) -> int | None:
-    """A whole number that an array can hold, or None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    if isinstance(value, float) and not value.is_integer():
-        return None
-    return int(value) if -(2**63) <= value < 2**63 else None
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if -1e300 < value < 1e300 or isinstance(value, float) else None
-
-
 def _find(table: dict[int, int], key: Any) -> int | None:
-    number = _whole(key)
-    return None if number is None else table.get(number)
+    found = whole(key)
+    return None if found is None else table.get(found)
 
 
 @dataclass(slots=True)
@@ -105,7 +92,7 @@ class _Reader:
         names: dict[int, str] = {}
         for place, row in enumerate(rows):
             where = f"category at place {place}"
-            key = _whole(row.get("id")) if isinstance(row, dict) else None
+            key = whole(row.get("id")) if isinstance(row, dict) else None
             name = row.get("name") if isinstance(row, dict) else None
             if key is None or not isinstance(name, str) or not name.strip():
                 self.defects.add("bad-category", self.source, where)
@@ -123,7 +110,7 @@ class _Reader:
     def read_images(self, rows: list[Any]) -> None:
         seen: set[str] = set()
         for place, row in enumerate(rows):
-            key = _whole(row.get("id")) if isinstance(row, dict) else None
+            key = whole(row.get("id")) if isinstance(row, dict) else None
             name = row.get("file_name") if isinstance(row, dict) else None
             if key is None or not isinstance(name, str):
                 self.defects.add("bad-image", self.source, f"image at place {place}")
@@ -142,7 +129,7 @@ class _Reader:
             self.images[key] = self.builder.image(key, name, *self._size(row, where))
 
     def _size(self, row: Mapping[str, Any], where: str) -> tuple[int, int]:
-        height, width = _whole(row.get("height")), _whole(row.get("width"))
+        height, width = whole(row.get("height")), whole(row.get("width"))
         if height is None or width is None or not (0 < height < 2**20 and 0 < width < 2**20):
             self.defects.add("bad-size", self.source, where)
             return 0, 0
@@ -160,12 +147,12 @@ class _Reader:
             if self._add(row, where, key or 0) and key is None:
                 unnumbered.append(len(self.builder.rows) - 1)
         free = max(taken, default=0)
-        for number, at in enumerate(unnumbered, 1):
-            self.builder.renumber(at, free + number)
+        for place, at in enumerate(unnumbered, 1):
+            self.builder.renumber(at, free + place)
 
     def _annotation_id(self, row: Mapping[str, Any], where: str, taken: set[int]) -> int | None:
         """The id, or None where a new one is needed."""
-        key = _whole(row.get("id"))
+        key = whole(row.get("id"))
         kind = None
         if "id" not in row:
             kind = "missing-id"
@@ -185,7 +172,7 @@ class _Reader:
     def _add(self, row: Mapping[str, Any], where: str, key: int) -> bool:
         """Whether the annotation could be used."""
         image, label = _find(self.images, row.get("image_id")), _find(self.labels, row.get("category_id"))
-        box = self._box(row.get("bbox"), where)
+        box = values.box(row.get("bbox"), self.defects, self.source, where)
         if image is None:
             self.defects.add("unknown-image", self.source, where, f"image_id {row.get('image_id')!r:.60}")
         if label is None:
@@ -199,22 +186,11 @@ class _Reader:
         self.builder.add(image, key, label, box, area=area, crowd=crowd, segment=segment)
         return True
 
-    def _box(self, value: Any, where: str) -> list[float] | None:
-        numbers = [_number(v) for v in value] if isinstance(value, list) else []
-        box = [n for n in numbers if n is not None]
-        if len(box) != 4 or len(numbers) != 4:
-            self.defects.add("bad-box", self.source, where, str(value)[:60])
-            return None
-        if not all(math.isfinite(n) for n in box):
-            self.defects.add("non-finite-box", self.source, where, str(value))
-            return None
-        return box
-
     def _area(self, row: Mapping[str, Any], where: str) -> float | None:
         if "area" not in row:
             self.defects.add("missing-area", self.source, where)
             return None
-        area = _number(row["area"])
+        area = number(row["area"])
         if area is None or not math.isfinite(area):
             self.defects.add("bad-area", self.source, where, repr(row["area"])[:60])
             return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from detrcli.data.annotations import Builder, Dataset
 from detrcli.data.defects import Defects
+from detrcli.data.formats import values
 from detrcli.data.formats.files import size_of
+from detrcli.data.formats.values import whole
 from detrcli.data.images import decode, open_image, read_image, shown_size
 from detrcli.errors import DataError, DetrError, ImageError
 from detrcli.types import Categories
@@ -67,10 +70,13 @@ def open_hub(name: str) -> Mapping[str, Any]:
     return dict(found)
 
 
-def load_rows(table: Any, *, name: str, split: str, masks: bool = False, strict: bool = True) -> Dataset:
-    """One split."""
+def load_rows(
+    tables: Mapping[str, Any], key: str, *, name: str, split: str, masks: bool = False, strict: bool = True
+) -> Dataset:
+    """One split, with the classes of all."""
     from datasets import Image
 
+    table = tables[key]
     picture = next((c for c, kind in table.features.items() if isinstance(kind, Image)), None)
     if picture is None or "objects" not in table.features:
         raise DataError(
@@ -78,11 +84,14 @@ def load_rows(table: Any, *, name: str, split: str, masks: bool = False, strict:
             hint="it needs a column of pictures and a column objects with bbox and category",
         )
     table = table.cast_column(picture, Image(decode=False))
-    reader = _Reader(table, picture, name, Defects(), Builder(segments_wanted=masks))
-    categories = reader.read()
+    boxes, classes = (_field(_features(table), names, name) for names in (_BOXES, _CLASSES))
+    categories = _categories(tables, key, classes)
+    reader = _Reader(table, picture, name, categories, Defects(), Builder(segments_wanted=masks))
+    kept = reader.read(boxes, classes)
     if strict:
         reader.defects.refuse(name)
-    return Dataset(name, split, categories, reader.builder.build(), Rows(table, picture), reader.defects)
+    rows = Rows(table.select(kept), picture)
+    return Dataset(name, split, categories, reader.builder.build(), rows, reader.defects)
 
 
 def _field(features: Mapping[str, Any], names: tuple[str, ...], source: str) -> str:
@@ -92,35 +101,85 @@ def _field(features: Mapping[str, Any], names: tuple[str, ...], source: str) -> 
     return found
 
 
+def _features(table: Any) -> Any:
+    """What an object has."""
+    kind = table.features["objects"]
+    return getattr(kind, "feature", kind)
+
+
+def _categories(tables: Mapping[str, Any], key: str, classes: str) -> Categories:
+    """The names of the class column where it has some, else the numbers or words that occur; over all splits, so that they
+    agree."""
+    feature = _features(tables[key])[classes]
+    while not hasattr(feature, "names") and hasattr(feature, "feature"):
+        feature = feature.feature
+    if hasattr(feature, "names"):
+        return Categories(tuple(range(len(feature.names))), tuple(feature.names))
+    used = {label for table in tables.values() for label in _labels(table, classes)} - {None}
+    if all(isinstance(label, int) for label in used):
+        return Categories(tuple(sorted(used)), tuple(f"class {label}" for label in sorted(used)))
+    return Categories(tuple(range(len(used))), tuple(sorted(map(str, used))))
+
+
+def _labels(table: Any, classes: str) -> Iterator[Any]:
+    for row in table.select_columns(["objects"]):
+        yield from (_label(value) for _, value in _objects(row["objects"], classes, classes))
+
+
+def _label(value: Any) -> str | int | None:
+    return value if isinstance(value, str) else whole(value)
+
+
 @dataclass(slots=True)
 class _Reader:
     table: Any
     picture: str
     name: str
+    categories: Categories
     defects: Defects
     builder: Builder
 
-    def read(self) -> Categories:
-        kind = self.table.features["objects"]
-        features = getattr(kind, "feature", kind)
-        boxes, classes = _field(features, _BOXES, self.name), _field(features, _CLASSES, self.name)
+    def read(self, boxes: str, classes: str) -> list[int]:
+        """The rows that became images: of two with one id the first."""
         others = [c for c in self.table.column_names if c in ("image_id", "height", "width")]
-        rows = self.table.select_columns([*others, "objects"])
-        sizes = [self._size(index, row) for index, row in enumerate(rows)]
-        found = [_objects(row["objects"], boxes, classes) for row in rows]
-        categories = self._categories(features[classes], found)
-        corners = _are_corners(found, sizes)
+        rows = list(self.table.select_columns([*others, "objects"]))
+        ids = self._ids(rows)
+        sizes = {index: self._size(index, rows[index]) for index in ids}
+        found = {index: self._found(index, rows[index], boxes, classes) for index in ids}
+        corners = _are_corners([[box for _, box, _ in found[index]] for index in ids], list(sizes.values()))
         if corners:
             self.defects.add("corner-boxes", self.name)
-        for index, (row, size, objects) in enumerate(zip(rows, sizes, found, strict=True)):
-            image = self.builder.image(row.get("image_id", index + 1), f"row-{index:06d}.png", *size)
-            for place, (box, label) in enumerate(objects, 1):
-                self._add(image, f"row {index} object {place}", box, label, categories, corners)
-        return categories
+        for index, key in ids.items():
+            image = self.builder.image(key, f"row-{index:06d}.png", *sizes[index])
+            for where, box, label in found[index]:
+                self._add(image, where, box, label, corners)
+        return list(ids)
+
+    def _ids(self, rows: list[Any]) -> dict[int, int]:
+        """By row, the image ids of the table where all are whole numbers, else the numbers of the rows."""
+        found: dict[int, int] = {}  # by id
+        for index, row in enumerate(rows):
+            key = whole(row.get("image_id", index + 1))
+            if key is None:
+                self.defects.add("bad-image-id", self.name, f"row {index}", repr(row["image_id"])[:60])
+                return {index: index + 1 for index in range(len(rows))}
+            if found.setdefault(key, index) != index:
+                self.defects.add("duplicate-image-id", self.name, f"row {index}", str(key))
+        return {index: key for key, index in found.items()}
+
+    def _found(self, index: int, row: Any, boxes: str, classes: str) -> list[tuple[str, list[float], Any]]:
+        """The objects of a row whose boxes are some: where each stands, its box and its class."""
+        pairs = enumerate(_objects(row["objects"], boxes, classes), 1)
+        placed = ((f"row {index} object {place}", box, label) for place, (box, label) in pairs)
+        read = (
+            (where, values.box(box, self.defects, self.name, where), label) for where, box, label in placed
+        )
+        return [(where, box, label) for where, box, label in read if box is not None]
 
     def _size(self, index: int, row: Mapping[str, Any]) -> tuple[int, int]:
-        if row.get("height") and row.get("width"):
-            return int(row["height"]), int(row["width"])
+        height, width = whole(row.get("height")), whole(row.get("width"))
+        if height and width and height > 0 and width > 0:
+            return height, width
         data, path = Rows(self.table, self.picture).place(index)
         if path and not data:
             return size_of(Path(path))
@@ -129,41 +188,31 @@ class _Reader:
         except DetrError:
             return 0, 0
 
-    def _categories(self, feature: Any, found: list[list[tuple[Any, Any]]]) -> Categories:
-        """The names of the class column where it has some, else the numbers or words that occur."""
-        while not hasattr(feature, "names") and hasattr(feature, "feature"):
-            feature = feature.feature
-        if hasattr(feature, "names"):
-            return Categories(tuple(range(len(feature.names))), tuple(feature.names))
-        used = sorted({label for objects in found for _, label in objects if label is not None}, key=str)
-        if all(isinstance(label, int) for label in used):
-            return Categories(tuple(sorted(used)), tuple(f"class {label}" for label in sorted(used)))
-        return Categories(tuple(range(len(used))), tuple(map(str, used)))
-
-    def _add(self, image: int, where: str, box: Any, label: Any, known: Categories, corners: bool) -> None:
+    def _add(self, image: int, where: str, box: list[float], value: Any, corners: bool) -> None:
+        known, label = self.categories, _label(value)
         named = isinstance(label, str) and label in known.names
         if not named and label not in known.ids:
-            self.defects.add("unknown-category", self.name, where, repr(label)[:60])
+            self.defects.add("unknown-category", self.name, where, repr(value)[:60])
             return
         x, y, w, h = box
         if corners:
             w, h = w - x, h - y
-        at = known.label_named(label) if named else known.label_of(label)
+        at = known.names.index(label) if named else known.ids.index(label)
         self.builder.add(image, len(self.builder.rows) + 1, at, (x, y, w, h))
 
 
 def _objects(value: Any, boxes: str, classes: str) -> list[tuple[Any, Any]]:
-    """(box, class) pairs, from a table of lists or a list of tables."""
+    """(box, class) pairs, from a table of lists or a list of tables; None where one of them is missing."""
     if isinstance(value, Mapping):
-        return list(zip(value[boxes] or [], value[classes] or [], strict=True))
+        return list(zip_longest(value[boxes] or [], value[classes] or []))
     return [(item[boxes], item[classes]) for item in value or []]
 
 
-def _are_corners(found: list[list[tuple[Any, Any]]], sizes: list[tuple[int, int]]) -> bool:
+def _are_corners(found: list[list[list[float]]], sizes: list[tuple[int, int]]) -> bool:
     """Whether the boxes leave their pictures as xywh but are all well inside as x1 y1 x2 y2."""
     outside = False
-    for objects, (height, width) in zip(found, sizes, strict=True):
-        for (a, b, c, d), _ in objects:
+    for boxes, (height, width) in zip(found, sizes, strict=True):
+        for a, b, c, d in boxes:
             if c <= a or d <= b or (height and (c > width + 2 or d > height + 2)):
                 return False
             outside |= bool(height) and (a + c > width + 2 or b + d > height + 2)
