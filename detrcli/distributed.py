@@ -11,8 +11,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
-
-
 _apart = False
 
 

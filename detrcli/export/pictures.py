@@ -19,9 +19,8 @@ from detrcli.export.runtime import fitted
 from detrcli.plugins.contract import Preprocess
 from detrcli.types import Sample, Target
 
-PHOTOGRAPH = (
-    Path(__file__).parent / "photograph.jpg"
-)  # Grace Hopper, 1984; of the U.S. Navy, in the public domain
+# Grace Hopper, 1984; of the U.S. Navy, in the public domain
+PHOTOGRAPH = Path(__file__).parent / "photograph.jpg"
 Size = tuple[int, int]  # height, width
 
 # the sides of pictures as parts of the short side that the model is meant for, one pair a picture

@@ -25,9 +25,8 @@ from detrcli.predict.run import stem_of
 from detrcli.types import Categories
 
 SCHEMA_VERSION = 1  # of the documents described by docs/schema/predict.schema.json
-END_OF_NUMBERS = (
-    10**15
-)  # ids of COCO results from file names end here, others begin; floats hold both exactly
+# Ids of COCO results from file names end here, others begin; floats hold both exactly.
+END_OF_NUMBERS = 10**15
 
 
 @dataclass(frozen=True, slots=True)
