@@ -46,11 +46,9 @@ def without_outline(annotations: Annotations) -> int:
 
 def undecodable(annotations: Annotations) -> npt.NDArray[Any]:
     """The objects whose outlines mean nothing, so that none could be drawn."""
-    segments, owner = (
-        annotations.segments or (),
-        np.repeat(annotations.sizes, np.diff(annotations.offsets), axis=0),
-    )
-    found = [row for row, text in enumerate(segments) if not _decodes(json.loads(text), owner[row].tolist())]
+    sizes = np.repeat(annotations.sizes, np.diff(annotations.offsets), axis=0)
+    texts = enumerate(annotations.segments or ())
+    found = [row for row, text in texts if not _decodes(json.loads(text), sizes[row].tolist())]
     return np.array(found, np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Private doors of torch, through which models are traced and written in half the time.
+"""Private doors of torch, through which models are traced and written sooner.
 
 Behind another lock (a torch that has moved them) all is the same, and slower.
 """
@@ -43,18 +43,20 @@ def types_without_running() -> Iterator[None]:
     """Let the exporter make types agree by what the tracing knows of each operator, where it would run them all once more."""
     try:
         from torch.onnx._internal.fx.passes import type_promotion
-    except ImportError:
+
+        interpreter: Any = type_promotion._TypePromotionInterpreter
+        rule_of, promote = type_promotion.get_type_promotion_rule, interpreter._maybe_promote_node
+    except (ImportError, AttributeError):
         yield
         return
-    interpreter: Any = type_promotion._TypePromotionInterpreter
     run_node = interpreter.run_node
 
     def known(self: Any, node: Node) -> Any:
         if node.op != "call_function" or "val" not in node.meta:
             return run_node(self, node)
         with self._set_current_node(node):
-            if rule := type_promotion.get_type_promotion_rule(node, self.type_promotion_table):
-                self._maybe_promote_node(node, rule)  # what this changes it runs itself
+            if rule := rule_of(node, self.type_promotion_table):
+                promote(self, node, rule)  # what this changes it runs itself
         return node.meta["val"]
 
     interpreter.run_node = known

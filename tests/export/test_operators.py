@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.onnx._internal.fx.passes import type_promotion
 
 from detrcli import ops
 from detrcli.export import layers, shortcuts
@@ -196,6 +197,12 @@ class Mixed(nn.Module):
         x = (images.mean((1, 2)) + places) / places.shape[0] + (places / 7).sqrt()
         x = torch.where(x > 1, x * mask.any(1).int(), places)[:, None, :4]
         return Output(x, (x / 2 + 1).sigmoid())
+
+
+def test_a_torch_without_the_door_is_left_as_it_is(monkeypatch):
+    monkeypatch.delattr(type_promotion, "_TypePromotionInterpreter")
+    with shortcuts.types_without_running():
+        pass
 
 
 def test_types_agree_as_if_the_exporter_had_run_every_operator_again():

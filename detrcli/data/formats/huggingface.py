@@ -190,14 +190,16 @@ class _Reader:
 
     def _add(self, image: int, where: str, box: list[float], value: Any, corners: bool) -> None:
         known, label = self.categories, _label(value)
-        named = isinstance(label, str) and label in known.names
-        if not named and label not in known.ids:
+        if isinstance(label, str) and label in known.names:
+            at = known.label_named(label)
+        elif isinstance(label, int) and label in known.ids:
+            at = known.label_of(label)
+        else:
             self.defects.add("unknown-category", self.name, where, repr(value)[:60])
             return
         x, y, w, h = box
         if corners:
             w, h = w - x, h - y
-        at = known.names.index(label) if named else known.ids.index(label)
         self.builder.add(image, len(self.builder.rows) + 1, at, (x, y, w, h))
 
 
