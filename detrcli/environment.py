@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -124,19 +125,24 @@ def _speed() -> dict[str, str]:
     """What makes inference faster, and whether 16 bits do on this CPU."""
     from detrcli.nn.speed import describe
 
-    facts, native = describe(), bf16_in_hardware()
-    if native is not None:
-        facts["bf16 on the CPU"] = "in hardware" if native else "emulated: --amp is slower than without"
-    return facts
+    ratio = bf16_speed()
+    verdict = "faster" if ratio > 1 else "slower"
+    return {**describe(), "bf16 on the CPU": f"{ratio:.1f} times the speed of float32, measured: --amp is {verdict}"}
 
 
-def bf16_in_hardware() -> bool | None:
-    """Whether this CPU computes in bf16 by itself; None where torch cannot tell."""
+def bf16_speed() -> float:
+    """How many times float32's speed a matrix product has in bf16 on this CPU: tried, for processors that know it may be the slower."""
     import torch
 
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return None
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    def seconds(dtype: torch.dtype) -> float:
+        a, b = torch.ones(1024, 256, dtype=dtype), torch.ones(256, 1024, dtype=dtype)
+        start = time.perf_counter()
+        a @ b
+        return time.perf_counter() - start
+
+    turns = [(seconds(torch.float32), seconds(torch.bfloat16)) for _ in range(5)]
+    exact, short = (min(times) for times in zip(*turns, strict=True))
+    return exact / short
 
 
 def _places() -> dict[str, str]:

@@ -548,11 +548,11 @@ def test_a_gpu_gets_its_share_of_processes_that_read(monkeypatch):
     assert machine.readers("cuda") == 8
 
 
-@pytest.mark.parametrize("native", [True, False, None])
-def test_16_bits_that_only_cost_time_are_told(ask, monkeypatch, native):
-    monkeypatch.setattr(jobs, "bf16_in_hardware", lambda: native)
+@pytest.mark.parametrize("ratio", [2.2, 0.4])
+def test_16_bits_that_only_cost_time_are_told(ask, monkeypatch, ratio):
+    monkeypatch.setattr(jobs, "bf16_speed", lambda: ratio)
     notes = assemble(make_plan(ask(amp="bf16"))).notes
-    assert any("emulates" in note for note in notes) == (native is False)
+    assert any("0.4 times the speed of float32" in note for note in notes) == (ratio < 1)
 
 
 def test_compiling_changes_nothing_but_time(ask, monkeypatch):
