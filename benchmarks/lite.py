@@ -3,7 +3,8 @@
 python benchmarks/lite.py [--size 800 1066] [--runs 5] [--json FILE]
 
 Models take turns, run by run; the encoder's time is a part of the same passes. `eager` is key-aware attention in plain torch, as the
-released code does it. Training memory is the peak that a forward and backward pass adds, each in a process of its own.
+released code does it. Freed memory stays in the process, as in detr predict. Training memory is the peak that a forward and backward
+pass adds, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 
 from detrcli import ops
 from detrcli.config import assign
-from detrcli.nn.speed import fastest
+from detrcli.nn.speed import fastest, keep_memory
 from detrcli.plugins import Model, resolve
 from detrcli.profile.parts import Running
 
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     size = (args.size[0], args.size[1])
     if args.memory_of:
         print(training_memory(args.memory_of, size))

@@ -1,12 +1,13 @@
 """Speed of the deformable attention operators: ours, the plain grid_sample formulation, and transformers' module.
 
-    python benchmarks/ops.py [--device cpu] [--threads 1] [--batch 1 2 4] [--quick] [--json FILE]
+    python benchmarks/ops.py [--device cpu] [--threads 1] [--batch 1 2 4] [--allocator kept] [--quick] [--json FILE]
     python benchmarks/ops.py --fuzz 40 [--seed 0]   sizes, tasks and dtypes drawn at random: where are we slower?
 
 One process, one run; the contenders take turns of 50 ms or a call inside every repetition, so a busy machine slows all. On the CPU
 the figure is the process's CPU time (wall time where threads > 1), on CUDA the time between events; the best of the
-repetitions counts. Freed memory stays in the process for all of them, as in detr train, eval and predict. Every row carries the ratio to `grid_sample`. Shapes: four levels of an 800x1333 picture (22,223
-tokens), 8 heads of 32 channels, 4 points; offsets are the papers' initial ring plus noise of two pixels.
+repetitions counts. Freed memory stays in the process for all of them, as in detr train, eval and predict; with `--allocator plain`
+the C library maps large blocks anew, as in any other Python program. Every row carries the ratio to `grid_sample`. Shapes: four levels of
+an 800x1333 picture (22,223 tokens), 8 heads of 32 channels, 4 points; offsets are the papers' initial ring plus noise of two pixels.
 """
 
 from __future__ import annotations
@@ -375,6 +376,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--allocator", choices=["kept", "plain"], default="kept")
     parser.add_argument("--quick", action="store_true", help="encoder and 300 queries only")
     parser.add_argument("--fuzz", type=int, metavar="N", help="N drawn sizes instead, and the worst of them")
     parser.add_argument("--seed", type=int, default=0, help="of what --fuzz draws")
@@ -382,8 +384,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     memory = peak_memory() if args.device == "cpu" and not args.fuzz else []
-    if args.device == "cpu":
-        speed.keep_memory()  # as training and prediction do: mapping large blocks anew costs as much as an operator
+    if args.allocator == "kept":
+        speed.keep_memory()
     if args.fuzz:
         print(*(f"{key}: {value}" for key, value in machine(args.device, args.threads).items()), sep="\n")
         fuzz(args)
@@ -396,7 +398,7 @@ def main() -> None:
             sep="; ",
             file=sys.stderr,
         )
-    about = machine(args.device, args.threads)
+    about = machine(args.device, args.threads) | {"memory": args.allocator}
     print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
     print(table(rows))
     print(*(f"peak memory of kda forward, {name}: +{mib:.0f} MiB" for name, mib in memory), sep="\n")

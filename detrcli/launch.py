@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import resource_tracker
@@ -66,11 +66,10 @@ def on_ranks(count: int, function: Callable[..., T], *args: Any) -> T:
     SIGINT, SIGTERM and SIGUSR1 are passed on to them. When one fails, the others get a while to end, and its error is raised here;
     where a signal has ended it, that is raised which ends this process with 128 and the signal's number.
     """
-    with ExitStack() as until_heard:
-        with _held():
-            ranks = _start(count, function, args)
-            ended_by = until_heard.enter_context(_passing_on([rank.process for rank in ranks]))
-        _hear(ranks)
+    ranks: list[_Rank] = []
+    with _passing_on(ranks) as (ended_by, woken):
+        _start(ranks, count, function, args, ended_by)
+        _hear(ranks, woken)
     failed = [(number, rank) for number, rank in enumerate(ranks) if rank.failed]
     failed.sort(key=lambda pair: isinstance(pair[1].said, PeerError))  # the cause before those who noticed
     if failed:
@@ -93,31 +92,38 @@ def check(count: int, device: str | None) -> None:
         )
 
 
-def _start(count: int, function: Callable[..., Any], args: tuple[Any, ...]) -> list[_Rank]:
+def _start(
+    ranks: list[_Rank], count: int, function: Callable[..., Any], args: tuple[Any, ...], ended_by: list[int]
+) -> None:
     context = multiprocessing.get_context("spawn")
     places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
-    ranks = []
     for rank in range(count):
         ours, theirs = context.Pipe(duplex=False)
         own = places | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
         process = context.Process(target=_rank_main, args=(own, theirs, function, args))
-        process.start()
+        with _held():
+            process.start()
         theirs.close()
         ranks.append(_Rank(process, ours))
-    return ranks
+        if (
+            ended_by and process.pid is not None
+        ):  # the signal came before this one was among those it is passed on to
+            os.kill(process.pid, ended_by[-1])
 
 
-def _hear(ranks: list[_Rank]) -> None:
+def _hear(ranks: list[_Rank], woken: socket.socket) -> None:
     """Wait for every answer; for those still silent only a while once a rank has failed."""
     waiting = {rank.answer: rank for rank in ranks}
     deadline: float | None = None
     while waiting:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        ready = wait(list(waiting), left)
+        ready = wait([*waiting, woken], left)
         if not ready:
             break
         for pipe in ready:
-            assert isinstance(pipe, Connection)
+            if not isinstance(pipe, Connection):
+                woken.recv(4096)
+                continue
             rank = waiting.pop(pipe)
             rank.listen()
             if rank.failed and deadline is None:
@@ -186,8 +192,8 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _held() -> Iterator[None]:
-    """Signals wait until it is left. A process that is started inside begins with them waiting, and lets them come in `_rank_main`:
-    while it still loads, each would end it with a traceback."""
+    """A process that is started inside begins with signals waiting, and lets them come in `_rank_main`: while it still loads,
+    each would end it with a traceback."""
     resource_tracker.ensure_running()  # started inside, it would let them come
     signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
     try:
@@ -197,9 +203,10 @@ def _held() -> Iterator[None]:
 
 
 @contextmanager
-def _passing_on(processes: list[SpawnProcess]) -> Iterator[list[int]]:
-    """SIGINT, SIGTERM and SIGUSR1 go to the processes, which know how to stop and to save; those that end them into the list, too.
-    What is still alive of them afterwards is killed."""
+def _passing_on(ranks: list[_Rank]) -> Iterator[tuple[list[int], socket.socket]]:
+    """SIGINT, SIGTERM and SIGUSR1 go to the ranks, which know how to stop and to save; those that end them into the list, too.
+    What is still alive of them afterwards is killed. The socket becomes readable with every signal: where a thread of a library gets
+    it, what this one waits for is not interrupted, and only here are handlers run."""
     ended_by: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -207,19 +214,26 @@ def _passing_on(processes: list[SpawnProcess]) -> Iterator[list[int]]:
         sent = signal.SIGKILL if ending and ended_by else number  # a second one ends them at once
         if ending:
             ended_by.append(number)
-        for process in processes:
-            if process.pid is not None and process.is_alive():
-                os.kill(process.pid, sent)
+        for rank in ranks:
+            if rank.process.pid is not None and rank.process.is_alive():
+                os.kill(rank.process.pid, sent)
 
-    heard = _PASSED_ON if threading.current_thread() is threading.main_thread() else []
-    before = {which: signal.signal(which, pass_on) for which in heard}
+    in_charge = threading.current_thread() is threading.main_thread()
+    woken, waker = socket.socketpair()
+    waker.setblocking(False)
+    before = {which: signal.signal(which, pass_on) for which in _PASSED_ON if in_charge}
+    woken_before = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False) if in_charge else -1
     try:
-        yield ended_by
+        yield ended_by, woken
     finally:
-        for process in processes:
-            process.kill()
+        for rank in ranks:
+            rank.process.kill()
+        if in_charge:
+            signal.set_wakeup_fd(woken_before)
         for which, handler in before.items():
             signal.signal(which, handler)
+        woken.close()
+        waker.close()
 
 
 def _free_port() -> int:

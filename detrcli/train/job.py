@@ -148,7 +148,9 @@ def _prepare_machine(plan: Plan) -> list[str]:
         f"{threads} thread{'s' if threads > 1 else ''}: the same numbers come out with as many on this kind of machine"
     ]
     if plan.amp == "bf16" and (ratio := bf16_speed()) < 1:
-        notes.append(f"bf16 has {ratio:.1f} times the speed of float32 on this CPU: --amp saves memory, not time")
+        notes.append(
+            f"bf16 has {ratio:.1f} times the speed of float32 on this CPU: --amp saves memory, not time"
+        )
     return notes
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -272,6 +273,13 @@ def test_ctrl_c_ends_ranks_that_do_not_listen_yet_without_a_word(capfd):
     with pytest.raises(KeyboardInterrupt):
         launch.on_ranks(1, time.sleep, Sent(signal.SIGINT, 60))
     assert capfd.readouterr().err == ""
+
+
+def test_a_signal_that_a_thread_of_a_library_gets_is_heard():
+    """Where it does not interrupt the thread that waits for the ranks."""
+    threading.Timer(1, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        launch.on_ranks(1, time.sleep, 60)
 
 
 def test_a_second_signal_ends_ranks_at_once():
