@@ -50,7 +50,7 @@ def same_state(one, other):
     [
         {"ema": 0.9},
         {"amp": "bf16"},
-        {"amp": "fp16"},
+        {"amp": "fp16", "freeze": ("backbone",)},
         {"device_batch": 2},
         {"group_by_aspect": True, "workers": 2},
         {"freeze": ("backbone",), "checkpointing": True},
