@@ -35,8 +35,8 @@ class Step:
     terms: dict[str, float]
     lr: float
     grad_norm: float
-    seconds: float  # of the step
-    waited: float  # for its data
+    seconds: float  # from asking for its data to its end
+    waited: float  # of these, for the data
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,7 +76,7 @@ class Trainer:
             terms=values,
             lr=lr,
             grad_norm=norm,
-            seconds=time.perf_counter() - started,
+            seconds=waited + time.perf_counter() - started,
             waited=waited,
         )
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from detrcli import runs
+from detrcli.cli.live import Facts
 from detrcli.config import to_plain
+from detrcli.data.loader import Samples
 from detrcli.errors import CheckpointError, DataError, DetrError, NonFiniteError, UsageError
 from detrcli.plugins import resolve
 from detrcli.train import estimate, guard, machine, run, state
@@ -479,6 +482,36 @@ def test_an_estimate_counts_and_writes_nothing(ask, tmp_path, monkeypatch):
     assert tried.seconds > 0
     assert tried.peak_bytes > 2**20
     assert not (tmp_path / "runs").exists()
+
+
+def test_waiting_for_data_is_part_of_the_time(ask, tmp_path, monkeypatch):
+    """In what is recorded, in the speed and the time left that are shown, and in what is told before."""
+    read = Samples.view
+
+    def slowly(self, epoch, index):
+        time.sleep(0.1)
+        return read(self, epoch, index)
+
+    monkeypatch.setattr(Samples, "view", slowly)
+    facts = Facts(steps=10, epochs=2, steps_per_epoch=5, done=5, device="cpu")
+
+    class Look(Watch):
+        def step(self, step):
+            facts.recent.append(step)
+
+    begun = time.perf_counter()
+    done = train(ask(epochs=1), out=tmp_path / "run", watch=Look())
+    took = time.perf_counter() - begun
+    history = runs.find(done.folder).history()
+    (_, whole), (_, waited) = history.curve("seconds"), history.curve("waited")
+    assert all(0.4 <= w < s for w, s in zip(waited, whole, strict=True))
+    assert 2.0 <= sum(whole) <= took
+    assert facts.rate == pytest.approx(5 / sum(whole), rel=1e-2)
+    assert 0.4 / max(whole) < facts.waiting < 1
+    assert int(facts.left.rpartition(":")[2]) >= 2
+    tried = estimate.estimate(make_plan(ask()))
+    assert 0.4 <= tried.waited_seconds < tried.step_seconds
+    assert tried.seconds == pytest.approx(10 * tried.step_seconds)
 
 
 def test_a_disk_without_room_is_told_before_the_first_step(ask, tmp_path, monkeypatch):
