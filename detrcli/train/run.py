@@ -18,6 +18,7 @@ from detrcli.errors import DetrError, NonFiniteError
 from detrcli.evaluate.run import evaluate
 from detrcli.train import loggers, resuming, state
 from detrcli.train.estimate import with_largest_batch
+from detrcli.train.guard import of_evaluation
 from detrcli.train.job import Job, assemble
 from detrcli.train.loop import Step
 from detrcli.train.machine import enough_room
@@ -134,6 +135,7 @@ class Run:
         self.saved_at, self.save_took = time.monotonic(), 0.0
         self.owed: _Best | None = None
         self.kept = job.best  # the score of the best weights on the disk
+        self.state_step = job.step  # of the state on the disk
         self.signals = Noted()
 
     def whole(self) -> RunResult:
@@ -141,10 +143,6 @@ class Run:
             try:
                 self.audience.begins(self.job)
                 signal = self._steps()
-            except NonFiniteError as error:
-                self._save()  # the step was not taken: the weights are good
-                self._failed(error)
-                raise
             except Exception as error:
                 self._failed(error)
                 raise
@@ -183,7 +181,12 @@ class Run:
             parts = next(batches)
             waited = time.perf_counter() - asked
             share = rate_at(job.step, job.plan.recipe, job.steps_per_epoch)
-            step = job.trainer.step(parts, job.step, epoch, share, waited)
+            try:
+                step = job.trainer.step(parts, job.step, epoch, share, waited)
+            except NonFiniteError:
+                if self.state_step != job.step:
+                    self._save()  # the step was not taken: the weights are those before it
+                raise
             job.step += 1
             yield step
 
@@ -214,18 +217,21 @@ class Run:
             if watched:
                 watched(done)
 
-        result = evaluate(
-            job.answering,
-            job.val,
-            preprocess=job.model.variant.preprocess,
-            postprocess=job.model.postprocess,
-            categories=job.categories,
-            device=job.device,
-            batch_size=job.model.family.eval_batch_size(plan.config) or job.loader.sampler.batch_size,
-            workers=plan.workers,
-            amp=plan.amp == "bf16",
-            advance=advance,
-        )
+        try:
+            result = evaluate(
+                job.answering,
+                job.val,
+                preprocess=job.model.variant.preprocess,
+                postprocess=job.model.postprocess,
+                categories=job.categories,
+                device=job.device,
+                batch_size=job.model.family.eval_batch_size(plan.config) or job.loader.sampler.batch_size,
+                workers=plan.workers,
+                amp=plan.amp == "bf16",
+                advance=advance,
+            )
+        except NonFiniteError as error:
+            raise of_evaluation(error, job.step, good=self._good_state()) from error
         self.metrics = result.metrics
         better = job.best is None or result.metrics["ap"] > job.best
         if better:
@@ -236,6 +242,13 @@ class Run:
         if self.main:
             job.record.log({"step": job.step, "epoch": epoch, **result.metrics})
         self.audience.evaluated(job.step, result, better)
+
+    def _good_state(self) -> bool:
+        """Whether there is a state of other weights than those at hand, which are not; if theirs is the newest, it gives way."""
+        folder = self.job.record.folder
+        if self.state_step != self.job.step:
+            return state.exists(folder)
+        return self.main and state.step_back(folder)
 
     def _owe_best(self) -> None:
         """The weights at hand are the best: the next save writes them."""
@@ -280,6 +293,7 @@ class Run:
             self._keep_best()
         with self._tolerated():
             state.save(job.record.folder, self._state())
+            self.state_step = job.step
             self._weights("last.safetensors", job.answering.state_dict(), job.step, self.metrics)
         self.saved_at = time.monotonic()
         self.save_took = self.saved_at - begun
@@ -300,7 +314,7 @@ class Run:
 
     def _finish(self, signal: int | None) -> RunResult:
         job = self.job
-        if not job.done or job.unsaved is not None:
+        if job.unsaved is not None or (not job.done and self.state_step != job.step):
             self._save()
         left_out = self._left_out() if job.plan.bad_data == "skip" else {}
         if self.main:

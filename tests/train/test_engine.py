@@ -408,6 +408,35 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(ask, tmp_path):
     assert train(Request(), resume=tmp_path / "run").steps == 10
 
 
+ABSURD = {"lr": 1e25, "steps": 4}
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["at its score", "at its score after a stop"])
+def test_weights_that_are_not_finite_where_they_are_scored_do_not_become_the_state(ask, tmp_path, stopped):
+    """One step an epoch, and the rate changed to one with which the next step is the last: what is advised then helps."""
+    folder, wish = tmp_path / "run", {"recipe.warmup_steps": 0}
+    train(ask(batch_size=20, epochs=6, steps=2, changes=wish), out=folder)
+    if stopped:  # before the score: these weights are the newest state
+        assert train(Request(**ABSURD), resume=folder, allow_change=["lr"], watch=Watch(2, STOP)).steps == 3
+    with pytest.raises(
+        NonFiniteError, match=r"after 3 steps .* NaN .*; the state is of a step before"
+    ) as caught:
+        train(Request(**ABSURD), resume=folder, allow_change=["lr"])
+    assert caught.value.exit_code == 1
+    assert "--resume RUN --lr LOWER --allow-change lr" in caught.value.hint
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    assert state.read(folder)["step"] == 2
+    assert train(Request(lr=1e-4, steps=4), resume=folder, allow_change=["lr"]).steps == 4
+    assert sorted(losses(folder)) == [0, 1, 2, 3]
+
+
+def test_where_the_first_weights_that_are_scored_are_not_finite_only_the_start_is_left(ask, tmp_path):
+    request = ask(batch_size=20, lr=1e25, changes={"recipe.warmup_steps": 0})
+    with pytest.raises(NonFiniteError, match="there is no state of a step before") as caught:
+        train(request, out=tmp_path / "run")
+    assert caught.value.hint.startswith("begin anew with a lower rate: --lr LOWER")
+
+
 def test_too_little_memory_is_told_with_a_way_on(ask, tmp_path):
     watch = Watch()
 
