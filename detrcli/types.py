@@ -143,7 +143,8 @@ class Detector(Protocol):
 
 class Criterion(Protocol):
     """The training loss of a paper. `num_boxes` is the mean number of objects of one backward pass (over ranks and accumulated
-    parts), by which losses are normalised; without it, the mean over ranks for this batch."""
+    parts; of a batch without any as if it had one), by which losses are normalised as it is: it may be less than 1. Without it,
+    the mean over ranks for this batch, or 1 where that has none."""
 
     def __call__(
         self, output: Output, targets: Sequence[Target], num_boxes: float | None = None

@@ -219,7 +219,7 @@ def _show(plan: Plan, resumed: Path | None, devices: int, as_json: bool) -> None
         "parameters": f"{tried.parameters:,}, of which {tried.learned:,} learn",
         "batch": f"{tried.plan.recipe.batch_size} = {tried.devices} devices x {tried.at_once} at once x {tried.parts} accumulated",
         "steps": f"{tried.steps:,} in epochs of {tried.steps_per_epoch:,}{behind}",
-        "time": f"{console.duration(tried.seconds)}: {tried.step_seconds:.3g} s a step and {tried.waited_seconds:.3g} s of waiting for "
+        "time": f"{console.duration(tried.seconds)}: {tried.step_seconds:.3g} s a step, of which {tried.waited_seconds:.3g} s waited for "
         "data, without evaluations",
         "memory": f"{tried.peak_bytes / 2**30:.2f} GiB at the most, in the steps tried",
     }

@@ -69,9 +69,9 @@ class SetCriterion:
     ) -> dict[str, Tensor]:
         """Unweighted losses, (L,) each, of logits (L, B, Q, K) and boxes (L, B, Q, 4) that were matched.
 
-        `num_boxes` is `count_boxes`; what is divided by it is divided by at least 1.
+        `num_boxes` is `count_boxes`.
         """
-        at_least_one = num_boxes.clamp(min=1)
+        shares = divisor(num_boxes)
         labels = torch.cat([t.labels for t in targets])[matches.target]
         wanted = torch.cat([t.boxes for t in targets])[matches.target].to(boxes.dtype)
         guess = boxes[matches.places]  # (N, 4)
@@ -80,8 +80,8 @@ class SetCriterion:
         overlap = giou(cxcywh_to_xyxy(guess), cxcywh_to_xyxy(wanted))
         return {
             "ce": self._class_loss(logits, matches, labels, num_boxes),
-            "bbox": l1 / at_least_one,
-            "giou": per_layer.index_add(0, matches.places[0], 1 - overlap) / at_least_one,
+            "bbox": l1 / shares,
+            "giou": per_layer.index_add(0, matches.places[0], 1 - overlap) / shares,
         }
 
     def weigh(self, values: dict[str, Tensor], suffixes: Sequence[str]) -> Losses:
@@ -98,7 +98,7 @@ class SetCriterion:
     def _class_loss(self, logits: Tensor, matches: Matches, labels: Tensor, num_boxes: Tensor) -> Tensor:
         if self.kind == "softmax":
             return softmax_loss(logits, matches.places, labels, num_boxes, self.no_object)
-        return focal_loss(logits, matches.places, labels) / num_boxes.clamp(min=1)
+        return focal_loss(logits, matches.places, labels) / divisor(num_boxes)
 
 
 def stacked(output: Output) -> tuple[Tensor, Tensor]:
@@ -116,13 +116,19 @@ def suffixes(output: Output) -> list[str]:
 
 
 def count_boxes(targets: Sequence[Target], device: torch.device, given: float | None = None) -> Tensor:
-    """How many objects a backward pass has: given, or the mean over ranks of this batch's."""
+    """How many objects a backward pass stands for: given, or the mean over ranks of this batch's, which may be none."""
     count = sum(len(t.labels) for t in targets)
     return (
         distributed.mean_over_ranks(count, device)
         if given is None
         else torch.tensor(float(given)).to(device, non_blocking=True)
     )
+
+
+def divisor(num_boxes: Tensor) -> Tensor:
+    """What sums over objects are divided by: their number, or 1 where there are none. Less than 1 is right where a batch with few
+    objects is taken in parts: each has its share of them."""
+    return torch.where(num_boxes > 0, num_boxes, 1)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -42,13 +42,13 @@ class Estimate:
     at_once: int  # pictures on one device
     parts: int
     step_seconds: float
-    waited_seconds: float  # for data, of the step's
+    waited_seconds: float  # of these, for data
     peak_bytes: int  # of a device; on a CPU of the process
     done: int = 0  # of the steps
 
     @property
     def seconds(self) -> float:
-        return max(0, self.steps - self.done) * (self.step_seconds + self.waited_seconds)
+        return max(0, self.steps - self.done) * self.step_seconds
 
 
 def estimate(plan: Plan, devices: int = 1, resumed: Path | None = None) -> Estimate:
@@ -82,16 +82,16 @@ def estimate(plan: Plan, devices: int = 1, resumed: Path | None = None) -> Estim
 
 
 def _timed(job: Job) -> tuple[float, float]:
-    """Seconds of a step, and of waiting for its data: the medians of a few."""
+    """Seconds of a step, and of these of waiting for its data: the medians of a few."""
     job.net.train()
-    took, waited = [], []
+    tried = []
     asked = time.perf_counter()
     epochs = (parts for epoch in range(TRIED + 1) for parts in job.loader.steps(epoch))
     for number, parts in enumerate(islice(epochs, TRIED + 1)):
-        waited.append(time.perf_counter() - asked)
-        took.append(job.trainer.step(parts, number, 0, 1.0).seconds)
+        tried.append(job.trainer.step(parts, number, 0, 1.0, time.perf_counter() - asked))
         asked = time.perf_counter()
-    return float(np.median(took[1:])), float(np.median(waited[1:]))
+    _, *timed = tried
+    return float(np.median([s.seconds for s in timed])), float(np.median([s.waited for s in timed]))
 
 
 def with_largest_batch(plan: Plan, devices: int) -> Plan:

@@ -18,6 +18,9 @@ ONWARD = (
     "go on from there with a lower rate: --resume RUN --lr LOWER --allow-change lr; or in 32 bits: --amp off "
     "--allow-change amp"
 )
+ANEW = (
+    "begin anew with a lower rate: --lr LOWER; or go on in 32 bits: --resume RUN --amp off --allow-change amp"
+)
 
 
 class MemoryShortError(DetrError):
@@ -38,6 +41,12 @@ def diagnosis(
         f"{', '.join(map(str, pictures))}); the weights are as before it",
         hint=ONWARD,
     )
+
+
+def of_evaluation(error: NonFiniteError, step: int, *, good: bool) -> NonFiniteError:
+    """The error of scoring weights; `good` where the state on the disk is of other ones, from before."""
+    stands = "the state is of a step before" if good else "there is no state of a step before"
+    return NonFiniteError(f"after {step} steps {error.message}; {stands}", hint=ONWARD if good else ANEW)
 
 
 @contextmanager

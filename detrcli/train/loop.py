@@ -35,8 +35,8 @@ class Step:
     terms: dict[str, float]
     lr: float
     grad_norm: float
-    seconds: float  # of the step
-    waited: float  # for its data
+    seconds: float  # from asking for its data to its end
+    waited: float  # of these, for the data
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,7 +76,7 @@ class Trainer:
             terms=values,
             lr=lr,
             grad_norm=norm,
-            seconds=time.perf_counter() - started,
+            seconds=waited + time.perf_counter() - started,
             waited=waited,
         )
 
@@ -88,7 +88,8 @@ class Trainer:
         """Gradients of all parts, clipped; the mean losses over parts and ranks, and the norm, in one copy to the host."""
         parts, device = len(batches), torch.device(self.device)
         objects = sum(len(t.labels) for b in batches for t in b.targets)
-        num_boxes = distributed.mean_number(objects / parts, device)
+        of_rank = distributed.mean_number(objects, device)
+        num_boxes = max(of_rank, 1 / distributed.world_size()) / parts  # at least one in the whole batch
         done = [self._part(b, num_boxes, parts, last=b is batches[-1]) for b in batches]
         self.learner.warm = True
         self.scaler.unscale_(self.optimizer)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from detrcli import distributed, launch, runs
 from detrcli.errors import DetrError, NonFiniteError
 from detrcli.evaluate.run import evaluate
 from detrcli.train import loggers, resuming, state
 from detrcli.train.estimate import with_largest_batch
+from detrcli.train.guard import of_evaluation
 from detrcli.train.job import Job, assemble
 from detrcli.train.loop import Step
 from detrcli.train.machine import enough_room
@@ -108,6 +110,17 @@ def _new_folder(plan: Plan, out: Path | None) -> Path:
     return runs.new_run("train", f"{plan.model}-{Path(plan.data).stem}", out)
 
 
+@dataclass(slots=True)
+class _Best:
+    """The weights that scored best, until they are on the disk."""
+
+    step: int
+    scored: int  # up to where the ends of epochs were done with before
+    ap: float | None
+    metrics: dict[str, float]
+    weights: Mapping[str, Tensor]
+
+
 class _Stopped(Exception):
     """A signal came in the middle of an evaluation."""
 
@@ -120,6 +133,9 @@ class Run:
         self.main = distributed.is_main()
         self.metrics: dict[str, float] = {}
         self.saved_at, self.save_took = time.monotonic(), 0.0
+        self.owed: _Best | None = None
+        self.kept = job.best  # the score of the best weights on the disk
+        self.state_step = job.step  # of the state on the disk
         self.signals = Noted()
 
     def whole(self) -> RunResult:
@@ -127,10 +143,6 @@ class Run:
             try:
                 self.audience.begins(self.job)
                 signal = self._steps()
-            except NonFiniteError as error:
-                self._save()  # the step was not taken: the weights are good
-                self._failed(error)
-                raise
             except Exception as error:
                 self._failed(error)
                 raise
@@ -169,7 +181,12 @@ class Run:
             parts = next(batches)
             waited = time.perf_counter() - asked
             share = rate_at(job.step, job.plan.recipe, job.steps_per_epoch)
-            step = job.trainer.step(parts, job.step, epoch, share, waited)
+            try:
+                step = job.trainer.step(parts, job.step, epoch, share, waited)
+            except NonFiniteError:
+                if self.state_step != job.step:
+                    self._save()  # the step was not taken: the weights are those before it
+                raise
             job.step += 1
             yield step
 
@@ -183,7 +200,7 @@ class Run:
         if scoring:
             self._score(epoch)
         elif last:
-            self._keep_best()
+            self._owe_best()
         job.scored = job.step
         if scoring or last or time.monotonic() - self.saved_at > self.save_took / SAVING:
             self._save()
@@ -200,51 +217,84 @@ class Run:
             if watched:
                 watched(done)
 
-        result = evaluate(
-            job.answering,
-            job.val,
-            preprocess=job.model.variant.preprocess,
-            postprocess=job.model.postprocess,
-            categories=job.categories,
-            device=job.device,
-            batch_size=job.model.family.eval_batch_size(plan.config) or job.loader.sampler.batch_size,
-            workers=plan.workers,
-            amp=plan.amp == "bf16",
-            advance=advance,
-        )
+        try:
+            result = evaluate(
+                job.answering,
+                job.val,
+                preprocess=job.model.variant.preprocess,
+                postprocess=job.model.postprocess,
+                categories=job.categories,
+                device=job.device,
+                batch_size=job.model.family.eval_batch_size(plan.config) or job.loader.sampler.batch_size,
+                workers=plan.workers,
+                amp=plan.amp == "bf16",
+                advance=advance,
+            )
+        except NonFiniteError as error:
+            raise of_evaluation(error, job.step, good=self._good_state()) from error
         self.metrics = result.metrics
         better = job.best is None or result.metrics["ap"] > job.best
         if better:
             job.best, job.stale = result.metrics["ap"], 0
-            self._keep_best()
+            self._owe_best()
         elif job.step % (job.steps_per_epoch * plan.eval_every) == 0:
             job.stale += 1  # where `steps` ends a run between these, patience does not count: it may go on
         if self.main:
             job.record.log({"step": job.step, "epoch": epoch, **result.metrics})
         self.audience.evaluated(job.step, result, better)
 
-    def _keep_best(self) -> None:
-        if self.main:
-            with self._tolerated():
-                self._weights("best.safetensors")
+    def _good_state(self) -> bool:
+        """Whether there is a state of other weights than those at hand, which are not; if theirs is the newest, it gives way."""
+        folder = self.job.record.folder
+        if self.state_step != self.job.step:
+            return state.exists(folder)
+        return self.main and state.step_back(folder)
 
-    def _weights(self, name: str) -> None:
-        metrics = {"metrics": self.metrics} if self.metrics else {}
-        self.job.record.weights(name, self.job.answering.state_dict(), step=self.job.step, **metrics)
+    def _owe_best(self) -> None:
+        """The weights at hand are the best: the next save writes them."""
+        job = self.job
+        if self.main:
+            self.owed = _Best(job.step, job.scored, job.best, self.metrics, job.answering.state_dict())
+
+    def _keep_best(self) -> None:
+        """Write the best weights that are owed. Where that fails they stay so, as a copy that training does not change."""
+        if (best := self.owed) is None:
+            return
+        try:
+            self._weights("best.safetensors", best.weights, best.step, best.metrics)
+        except (DetrError, OSError):
+            best.weights = {name: value.to("cpu", copy=True) for name, value in best.weights.items()}
+            raise
+        self.owed, self.kept = None, best.ap
+
+    def _weights(
+        self, name: str, weights: Mapping[str, Tensor], step: int, metrics: dict[str, float]
+    ) -> None:
+        self.job.record.weights(name, weights, step=step, **({"metrics": metrics} if metrics else {}))
+
+    def _state(self) -> dict[str, Any]:
+        """What to go on from. It claims no best weights that are not on the disk: those at hand are scored again."""
+        again = {"scored": self.owed.scored} if self.owed and self.owed.step == self.job.step else {}
+        return resuming.content(self.job) | {"best": self.kept} | again
 
     def _save_now_and_then(self) -> None:
         if self.signals.save or time.monotonic() - self.saved_at > 60 * self.job.plan.save_every:
             self._save()
 
     def _save(self) -> None:
-        """State and last weights. A disk that is full does not end the run; the next time may do better."""
+        """Best weights if any are owed, state and last weights. A disk that is full does not end the run; the next time may do
+        better."""
         if not self.main:
             return
+        job = self.job
         begun, self.signals.save = time.monotonic(), False
-        self.job.unsaved = None
+        job.unsaved = None
         with self._tolerated():
-            state.save(self.job.record.folder, resuming.content(self.job))
-            self._weights("last.safetensors")
+            self._keep_best()
+        with self._tolerated():
+            state.save(job.record.folder, self._state())
+            self.state_step = job.step
+            self._weights("last.safetensors", job.answering.state_dict(), job.step, self.metrics)
         self.saved_at = time.monotonic()
         self.save_took = self.saved_at - begun
 
@@ -264,19 +314,17 @@ class Run:
 
     def _finish(self, signal: int | None) -> RunResult:
         job = self.job
-        if not job.done:
+        if job.unsaved is not None or (not job.done and self.state_step != job.step):
             self._save()
         left_out = self._left_out() if job.plan.bad_data == "skip" else {}
         if self.main:
             facts = {"metrics": self.metrics} if self.metrics else {}
+            missing = (
+                {} if job.unsaved is None else {"error": f"not all of it could be written: {job.unsaved}"}
+            )
+            status = "failed" if missing else "finished" if job.done else "interrupted"
             with self._tolerated():
-                self.job.record.status(
-                    "finished" if job.done else "interrupted",
-                    step=job.step,
-                    best_ap=job.best,
-                    **facts,
-                    **left_out,
-                )
+                job.record.status(status, step=job.step, best_ap=self.kept, **facts, **left_out, **missing)
         if job.unsaved is not None:
             raise DetrError(
                 f"the run has ended, but not all of it could be written: {job.unsaved}",

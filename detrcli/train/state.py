@@ -40,6 +40,15 @@ def exists(folder: Path) -> bool:
     return (folder / STATE).exists() or (folder / BEFORE).exists()
 
 
+def step_back(folder: Path) -> bool:
+    """Let the state before the newest take its place, if there is one."""
+    try:
+        os.replace(folder / BEFORE, folder / STATE)
+    except OSError:
+        return False
+    return True
+
+
 def read(folder: Path) -> dict[str, Any]:
     """The newest whole state; only tensors and plain values are ever built from the file."""
     try:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from detrcli import runs
+from detrcli.cli.live import Facts
 from detrcli.config import to_plain
+from detrcli.data.loader import Samples
 from detrcli.errors import CheckpointError, DataError, DetrError, NonFiniteError, UsageError
 from detrcli.plugins import resolve
 from detrcli.train import estimate, guard, machine, run, state
@@ -405,6 +408,35 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(ask, tmp_path):
     assert train(Request(), resume=tmp_path / "run").steps == 10
 
 
+ABSURD = {"lr": 1e25, "steps": 4}
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["at its score", "at its score after a stop"])
+def test_weights_that_are_not_finite_where_they_are_scored_do_not_become_the_state(ask, tmp_path, stopped):
+    """One step an epoch, and the rate changed to one with which the next step is the last: what is advised then helps."""
+    folder, wish = tmp_path / "run", {"recipe.warmup_steps": 0}
+    train(ask(batch_size=20, epochs=6, steps=2, changes=wish), out=folder)
+    if stopped:  # before the score: these weights are the newest state
+        assert train(Request(**ABSURD), resume=folder, allow_change=["lr"], watch=Watch(2, STOP)).steps == 3
+    with pytest.raises(
+        NonFiniteError, match=r"after 3 steps .* NaN .*; the state is of a step before"
+    ) as caught:
+        train(Request(**ABSURD), resume=folder, allow_change=["lr"])
+    assert caught.value.exit_code == 1
+    assert "--resume RUN --lr LOWER --allow-change lr" in caught.value.hint
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    assert state.read(folder)["step"] == 2
+    assert train(Request(lr=1e-4, steps=4), resume=folder, allow_change=["lr"]).steps == 4
+    assert sorted(losses(folder)) == [0, 1, 2, 3]
+
+
+def test_where_the_first_weights_that_are_scored_are_not_finite_only_the_start_is_left(ask, tmp_path):
+    request = ask(batch_size=20, lr=1e25, changes={"recipe.warmup_steps": 0})
+    with pytest.raises(NonFiniteError, match="there is no state of a step before") as caught:
+        train(request, out=tmp_path / "run")
+    assert caught.value.hint.startswith("begin anew with a lower rate: --lr LOWER")
+
+
 def test_too_little_memory_is_told_with_a_way_on(ask, tmp_path):
     watch = Watch()
 
@@ -479,6 +511,36 @@ def test_an_estimate_counts_and_writes_nothing(ask, tmp_path, monkeypatch):
     assert tried.seconds > 0
     assert tried.peak_bytes > 2**20
     assert not (tmp_path / "runs").exists()
+
+
+def test_waiting_for_data_is_part_of_the_time(ask, tmp_path, monkeypatch):
+    """In what is recorded, in the speed and the time left that are shown, and in what is told before."""
+    read = Samples.view
+
+    def slowly(self, epoch, index):
+        time.sleep(0.1)
+        return read(self, epoch, index)
+
+    monkeypatch.setattr(Samples, "view", slowly)
+    facts = Facts(steps=10, epochs=2, steps_per_epoch=5, done=5, device="cpu")
+
+    class Look(Watch):
+        def step(self, step):
+            facts.recent.append(step)
+
+    begun = time.perf_counter()
+    done = train(ask(epochs=1), out=tmp_path / "run", watch=Look())
+    took = time.perf_counter() - begun
+    history = runs.find(done.folder).history()
+    (_, whole), (_, waited) = history.curve("seconds"), history.curve("waited")
+    assert all(0.4 <= w < s for w, s in zip(waited, whole, strict=True))
+    assert 2.0 <= sum(whole) <= took
+    assert facts.rate == pytest.approx(5 / sum(whole), rel=1e-2)
+    assert 0.4 / max(whole) < facts.waiting < 1
+    assert int(facts.left.rpartition(":")[2]) >= 2
+    tried = estimate.estimate(make_plan(ask()))
+    assert 0.4 <= tried.waited_seconds < tried.step_seconds
+    assert tried.seconds == pytest.approx(10 * tried.step_seconds)
 
 
 def test_a_disk_without_room_is_told_before_the_first_step(ask, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from detrcli import files
 from detrcli.data.catalog import resolve
@@ -207,6 +208,61 @@ def test_a_disk_that_stays_full_ends_in_an_error_that_says_so(shapes, tmp_path):
     assert "not all of it could be written" in done.stderr
     assert sorted(losses(tmp_path / "run")) == [0, 1, 2, 3, 4]
     assert not list((tmp_path / "run").glob(".*.tmp"))
+
+
+class NoRoom:
+    """A disk that has none for the best weights, as many times as it is told."""
+
+    def __init__(self, monkeypatch):
+        self.times, self.tried, sync = 0, 0, files._sync
+
+        def full(path):
+            if path.name.startswith(".best.safetensors"):
+                self.tried += 1
+                if self.tried <= self.times:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+            sync(path)
+
+        monkeypatch.setattr(files, "_sync", full)
+
+
+def step_of(weights):
+    with safe_open(weights, "pt") as file:
+        return json.loads(file.metadata()["detrcli"])["made"]["step"]
+
+
+@pytest.mark.parametrize("epochs", [1, 2], ids=["the last score", "a score on the way"])
+def test_best_weights_that_could_not_be_written_are_tried_again(shapes, tmp_path, monkeypatch, epochs):
+    """The second epoch, with a rate of 0 and so the same score, is no better: it is the first one's weights that are owed."""
+    wish = {"lr": 0.0, "epochs": epochs, "device": "cpu", "batch_size": 4}
+    request = Request(data=str(shapes), model="deformable_detr/tiny", **wish)
+    straight = train(request, out=tmp_path / "straight").folder
+    disk = NoRoom(monkeypatch)
+    disk.times = 1
+    run = train(request, out=tmp_path / "run").folder
+    assert disk.tried == 2
+    assert step_of(run / "best.safetensors") == 5
+    assert_same_run(straight, run)
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    assert state.read(run)["best"] is not None
+
+
+def test_a_run_without_its_best_weights_is_not_finished_and_scores_them_again(shapes, tmp_path, monkeypatch):
+    request = Request(data=str(shapes), model="detr/tiny", batch_size=4, epochs=1, device="cpu")
+    straight = train(request, out=tmp_path / "straight")
+    disk = NoRoom(monkeypatch)
+    disk.times = 99
+    with pytest.raises(DetrError, match=r"not all of it could be written: cannot write .*best\.safetensors"):
+        train(request, out=tmp_path / "run")
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert told["status"] == "failed"
+    assert "best.safetensors" in told["error"]
+    assert state.read(tmp_path / "run")["best"] is None
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+    disk.times = 0
+    assert train(Request(), resume=tmp_path / "run").metrics == straight.metrics
+    assert_same_run(straight.folder, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")

@@ -36,22 +36,24 @@ CLASSES = Categories((1, 2, 3), ("circle", "square", "triangle"))
 EXACT = ["detr/tiny", "deformable_detr/tiny", "dynamic_detr/tiny", "d2etr/tiny", "lite_deformable/tiny"]
 NOISY = ["dino/tiny", "lite_dino/tiny"]  # each rank draws its own denoising queries
 OBJECTS = (1, 2, 3, 0, 0, 5, 0, 1)  # of eight pictures; with two ranks and two parts, one part has none
+SPARSE = (0, 0, 1, 0, 0, 0, 0, 0)  # less than one a part
+NONE = (0,) * 8
 
 
-def batch(indices):
+def batch(indices, counts):
     images, targets = [], []
     for i in indices:
         g = torch.Generator().manual_seed(i)
         images.append(torch.randn(3, 64, 64, generator=g, dtype=torch.float64))
-        boxes = torch.rand(OBJECTS[i], 4, generator=g, dtype=torch.float64) * 0.3 + 0.3
-        masks = torch.ones(OBJECTS[i], 64, 64, dtype=torch.uint8)
-        targets.append(Target(torch.randint(3, (OBJECTS[i],), generator=g), boxes, {"masks": masks}))
+        boxes = torch.rand(counts[i], 4, generator=g, dtype=torch.float64) * 0.3 + 0.3
+        masks = torch.ones(counts[i], 64, 64, dtype=torch.uint8)
+        targets.append(Target(torch.randint(3, (counts[i],), generator=g), boxes, {"masks": masks}))
     mask = torch.zeros(len(images), 64, 64, dtype=torch.bool)
     sizes = torch.full((len(images), 2), 64)
     return Batch(torch.stack(images), mask, tuple(targets), tuple(indices), sizes)
 
 
-def three_steps(name, parts):
+def three_steps(name, parts, counts=OBJECTS):
     """Losses and gradients of three steps of this rank's share of the same eight pictures, in float64."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -67,29 +69,43 @@ def three_steps(name, parts):
     trainer.optimizer = torch.optim.SGD(parameter_groups(net, plan.recipe), lr=1e-3)
     mine = list(range(8))[distributed.rank() :: distributed.world_size()]
     size = len(mine) // parts
-    cuts = [batch(mine[i : i + size]) for i in range(0, len(mine), size)]
+    cuts = [batch(mine[i : i + size], counts) for i in range(0, len(mine), size)]
     steps = [trainer.step(cuts, number, 0, 1.0) for number in range(3)]
     gradients = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
     return [s.loss for s in steps], gradients
 
 
-def many(names, parts):
-    return {name: three_steps(name, parts) for name in names}
+def many(names, parts, counts):
+    return {name: three_steps(name, parts, counts) for name in names}
 
 
-@pytest.mark.parametrize(("parts", "names"), [(1, EXACT[:2]), (2, EXACT)])
-def test_two_ranks_compute_what_one_does(parts, names):
+def assert_same_steps(ours, wanted, name):
+    losses, gradients = wanted
+    assert ours[0] == pytest.approx(losses, rel=1e-9), name
+    largest = max(g.abs().max() for g in gradients.values())
+    assert ours[1].keys() == gradients.keys()
+    for parameter, gradient in gradients.items():
+        assert (ours[1][parameter] - gradient).abs().max() < 1e-8 * largest, (name, parameter)
+
+
+@pytest.mark.parametrize(
+    ("parts", "names", "counts"),
+    [(1, EXACT[:2], OBJECTS), (2, EXACT, OBJECTS), (2, EXACT[:2], SPARSE)],
+    ids=["ranks", "ranks and parts", "few objects"],
+)
+def test_two_ranks_compute_what_one_does(parts, names, counts):
     """In float64, so that nothing hides in rounding; the third step shows that the weights went the same way, too."""
-    shared = launch.on_ranks(2, many, names + NOISY, parts)
+    shared = launch.on_ranks(2, many, names + NOISY, parts, counts)
     for name in names:
-        losses, gradients = three_steps(name, 1)
-        assert shared[name][0] == pytest.approx(losses, rel=1e-9), name
-        largest = max(g.abs().max() for g in gradients.values())
-        assert shared[name][1].keys() == gradients.keys()
-        for parameter, gradient in gradients.items():
-            assert (shared[name][1][parameter] - gradient).abs().max() < 1e-8 * largest, (name, parameter)
+        assert_same_steps(shared[name], three_steps(name, 1, counts), name)
     for name in NOISY:
         assert all(map(torch.isfinite, map(torch.tensor, shared[name][0])))
+
+
+@pytest.mark.parametrize("counts", [SPARSE, NONE], ids=["one object", "no object"])
+@pytest.mark.parametrize("name", EXACT)
+def test_parts_compute_what_the_whole_does_however_few_the_objects(name, counts):
+    assert_same_steps(three_steps(name, 4, counts), three_steps(name, 1, counts), name)
 
 
 def losses(run):

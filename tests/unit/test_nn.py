@@ -163,10 +163,11 @@ def test_permuting_queries_changes_nothing(order):
     assert torch.allclose(before, after, rtol=1e-12)
 
 
+@pytest.mark.parametrize("counts", [(1, 0, 4, 3), (1, 0, 0, 0)], ids=["many objects", "less than one a part"])
 @pytest.mark.parametrize("criterion", [SOFTMAX, FOCAL], ids=["softmax", "focal"])
-def test_parts_of_a_batch_add_up_to_the_whole(criterion):
+def test_parts_of_a_batch_add_up_to_the_whole(criterion, counts):
     """Accumulated or spread over ranks, the gradient is that of the whole batch: no part normalises on its own."""
-    logits, boxes, targets = random_case(3, counts=(1, 0, 4, 3), extra=criterion is SOFTMAX)
+    logits, boxes, targets = random_case(3, counts=counts, extra=criterion is SOFTMAX)
     whole = criterion(as_output(logits, boxes), targets).total
     mean = sum(len(t.labels) for t in targets) / 2
     parts = [

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detrcli.boxes import cxcywh_to_xyxy, iou
-from detrcli.nn.criterion import at_least_float32
+from detrcli.nn.criterion import at_least_float32, divisor
 from detrcli.nn.layers import MLP
 from detrcli.nn.matcher import Matches
 from detrcli.types import Output, Target
@@ -58,7 +58,7 @@ class LocationAwareLoss:
             )
         per_layer = boxes.new_zeros(len(layers))
         return {
-            name: per_layer.index_add(0, matches.places[0], value) / num_boxes.clamp(min=1)
+            name: per_layer.index_add(0, matches.places[0], value) / divisor(num_boxes)
             for name, value in losses.items()
         }
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detrcli.boxes import cxcywh_to_xyxy
-from detrcli.nn.criterion import at_least_float32
+from detrcli.nn.criterion import at_least_float32, divisor
 from detrcli.nn.losses import ALPHA, GAMMA
 from detrcli.plugins.contract import COCO_CLASSES
 from detrcli.types import Target
@@ -97,7 +97,7 @@ class TokenLabelLoss:
         labels = token_labels(maps, targets, extras[EXTENT], self.any_object)
         focal = [soft_focal_loss(x, y).flatten(2).mean(-1).sum() for x, y in zip(maps, labels, strict=True)]
         dice = [dice_loss(x, y).sum() for x, y in zip(maps, labels, strict=True)]
-        count = num_boxes.clamp(min=1)
+        count = divisor(num_boxes)
         return {"token_focal": sum_of(focal) / count, "token_dice": sum_of(dice) / count}
 
 

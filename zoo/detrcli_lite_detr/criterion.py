@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from detrcli.nn.criterion import SetCriterion, at_least_float32, count_boxes
+from detrcli.nn.criterion import SetCriterion, at_least_float32, count_boxes, divisor
 from detrcli.nn.matcher import Matches
 from detrcli.types import Losses, Output, Target
 from detrcli_lite_detr.denoising import query_places
@@ -39,7 +39,7 @@ class DinoCriterion:
         logits, boxes = (at_least_float32(extras[f"denoised_{what}"]) for what in ("logits", "boxes"))
         most = max(len(t.labels) for t in targets)
         groups = boxes.shape[2] // (2 * most) if most else 1
-        count = count_boxes(targets, boxes.device, num_boxes).clamp(min=1) * groups
+        count = divisor(count_boxes(targets, boxes.device, num_boxes)) * groups
         matches = positives(targets, len(boxes), groups, most)
         with torch.autocast(boxes.device.type, enabled=False):
             values = self.layers.layer_losses(logits, boxes, targets, count, matches)
