@@ -58,17 +58,20 @@ class Record:
 
     def start(self) -> None:
         """The first files of a new run; where they cannot be written, none of them and no folder stay behind."""
+        ours: tuple[str, ...] = ()  # what is there before the folder is held may be another's
         try:
             self._open()
+            runs.fresh(self.folder, but=METRICS_FILE)
+            ours = (CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE)
             self._settings()
             self._json(ENVIRONMENT_FILE, environment.of_a_run())
             self.status("running")
         except DetrError:
-            self.close()
-            for name in (METRICS_FILE, CONFIG_FILE, ENVIRONMENT_FILE):
-                (self.folder / name).unlink(missing_ok=True)
             with suppress(OSError):  # the folder was there before, and is held
+                for name in ours:
+                    (self.folder / name).unlink(missing_ok=True)
                 self.folder.rmdir()
+            self.close()
             raise
 
     def _settings(self) -> None:

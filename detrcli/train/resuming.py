@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +53,21 @@ def find(resume: str | Path, request: Request, out: Path | None) -> Path | None:
 def clear(out: Path) -> None:
     """Take away what a run left that ended before it had a state, so that the same command begins anew there, as a scheduler
     expects. A folder with anything else in it, weights among them, is left as it is."""
-    entries = list(out.iterdir()) if out.is_dir() else []
-    foreign = [path for path in entries if path.name not in _EARLY and path not in left_over(out)]
     mark = out / METRICS_FILE  # the first file of every run
-    if (
-        foreign
-        or mark not in entries
-        or lock.held(mark)
-        or (runs.read(out) or {}).get("status") == "finished"
-    ):
+    if not mark.is_file() or lock.held(mark):
         return
-    for path in entries:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    with suppress(OSError), mark.open("r+b", buffering=0) as file:
+        lock.take(file, out)
+        entries = [path for path in out.iterdir() if path != mark]
+        foreign = [path for path in entries if path.name not in _EARLY and path not in left_over(out)]
+        if foreign or (runs.read(out) or {}).get("status") == "finished":
+            return
+        for path in entries:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        mark.unlink()  # last, and still held: who waits for it sees that it has gone
 
 
 def _is_meant(run: Path, data: str | None, model: str | None) -> bool:
