@@ -34,7 +34,7 @@ from detrcli.plugins import resolve
 from detrcli.report import refresh
 from detrcli.runs import lock
 from detrcli.runs.history import METRICS_FILE
-from detrcli.runs.reading import document, table
+from detrcli.runs.reading import document, printable, table
 from detrcli.runs.run import CONFIG_FILE, ENVIRONMENT_FILE
 from detrcli.train import settings
 from detrcli.train.plan import Plan
@@ -152,7 +152,8 @@ class Record:
 
     def _json(self, name: str, content: Mapping[str, Any]) -> None:
         with replacing(self.folder / name) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            text = printable(json.dumps(content, indent=1, ensure_ascii=False))
+            temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _end_of(path: Path, step: int, scored: int) -> int:
