@@ -215,6 +215,7 @@ def evaluate(
         scorer=scorer,
         progress=progress,
     )
+    launch.processes(devices)
     if devices > 1:
         launch.check(devices, device)
         return launch.on_ranks(devices, _evaluate, request)
@@ -257,8 +258,11 @@ def _device_of_rank(device: str | None) -> str | None:
     """Without another wish each of several processes takes a GPU of its own, where there are GPUs."""
     from detrcli import distributed
 
-    if distributed.world_size() == 1 or device not in (None, "cuda"):
+    device = device or os.environ.get("DETR_DEVICE")
+    if distributed.world_size() == 1:
         return device
     import torch
 
-    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else device
+    if device in (None, "auto") and torch.cuda.is_available():
+        device = "cuda"
+    return device and distributed.own_device(device)

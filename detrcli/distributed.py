@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from detrcli.errors import UsageError
+
 T = TypeVar("T")
 _apart = False
 
@@ -44,6 +46,12 @@ def is_main() -> bool:
 
 def own_device(device: str) -> str:
     """The device of this rank: of several processes each takes a GPU of its own."""
+    if running() and ":" in device:
+        raise UsageError(
+            f"{device} is one device, for {world_size()} processes",
+            hint="choose which with CUDA_VISIBLE_DEVICES, and leave --device and DETR_DEVICE out; where a run goes on: "
+            "--device cuda --allow-change device",
+        )
     if running() and device == "cuda":
         return f"cuda:{torch.cuda.current_device()}"
     return device

@@ -78,6 +78,17 @@ def on_ranks(count: int, function: Callable[..., T], *args: Any) -> T:
     return result
 
 
+def processes(devices: int) -> int:
+    """How many share the work: so many that are to be started here, or those that torchrun or SLURM started."""
+    there = started()
+    if there > 1 and devices > 1:
+        raise UsageError(
+            f"--devices {devices} starts processes, and {there} were started already, by torchrun or SLURM",
+            hint="leave --devices out: these share the work",
+        )
+    return max(there, devices)
+
+
 def check(count: int, device: str | None) -> None:
     """An error where so many processes cannot each have a device of their own."""
     if device is not None and ":" in device:
@@ -250,13 +261,13 @@ def joined() -> Iterator[None]:
     """
     for name, value in slurm(os.environ).items():
         os.environ.setdefault(name, value)
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+    if started() < 2 or dist.is_initialized():
         yield
         return
     cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    timeout = timedelta(seconds=float(os.environ.get("DETR_TIMEOUT", "600")))
+        torch.cuda.set_device(_whole(os.environ, "LOCAL_RANK", 0) % torch.cuda.device_count())
+    timeout = timedelta(seconds=_patience())
     try:
         store, rank, world_size = next(iter(rendezvous("env://", timeout=timeout)))
         store.set_timeout(timeout)
@@ -275,8 +286,39 @@ def joined() -> Iterator[None]:
 
 def rank() -> int:
     """The rank that torchrun or SLURM gave this process, before and after it is joined."""
+    return _whole(slurm(os.environ) | dict(os.environ), "RANK", 0)
+
+
+def started() -> int:
+    """How many processes torchrun or SLURM started, this one among them."""
     variables = slurm(os.environ) | dict(os.environ)
-    return int(variables.get("RANK", "0"))
+    count = _whole(variables, "WORLD_SIZE", 1)
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not variables.get(name)]
+    if count > 1 and missing:
+        raise UsageError(
+            f"WORLD_SIZE is {count}, but {missing[0]} is not set",
+            hint="torchrun sets both; alone, unset WORLD_SIZE: --devices starts processes of its own",
+        )
+    return count
+
+
+def _whole(variables: Mapping[str, str], name: str, default: int) -> int:
+    text = variables.get(name) or str(default)
+    if not (text.isascii() and text.isdecimal()):
+        raise UsageError(
+            f"{name} needs a whole number (value given: {text!r})",
+            hint=f"unset {name}, or start with torchrun",
+        )
+    return int(text)
+
+
+def _patience() -> float:
+    """Seconds of `DETR_TIMEOUT`."""
+    text = os.environ.get("DETR_TIMEOUT") or "600"
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text)) < 1e9:
+            return seconds
+    raise UsageError(f"DETR_TIMEOUT needs seconds (value given: {text!r})", hint="DETR_TIMEOUT=600")
 
 
 def _of_collective(error: RuntimeError) -> bool:

@@ -77,6 +77,7 @@ def options(
 
 def main() -> None:
     """The console script. Users' mistakes end in one line and the exit code of their kind, never in a traceback."""
+    console.tolerate_letters()
     try:
         app()
     except DetrError as error:

@@ -5,16 +5,19 @@ rich is imported where something is drawn, so that `detr --help` and shell compl
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from detrcli.errors import DetrError
+from detrcli.files import writing
+from detrcli.runs.reading import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,12 +79,20 @@ def listen() -> None:
 
 def say(text: str) -> None:
     """A line of data on stdout."""
-    print(text, flush=True)  # noqa: T201
+    with writing("on stdout"):
+        print(printable(text), flush=True)  # noqa: T201
+
+
+def tolerate_letters() -> None:
+    """On a stdout of few letters, as ASCII, the others are shown as "?"."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
 
 
 def emit_json(document: dict[str, Any]) -> None:
     """The one JSON document of a command."""
-    say(json.dumps({"schema_version": SCHEMA_VERSION, **document}, ensure_ascii=False, allow_nan=False))
+    plain = not (sys.stdout.encoding or "").lower().startswith("utf")  # which then has few letters
+    say(json.dumps({"schema_version": SCHEMA_VERSION, **document}, ensure_ascii=plain, allow_nan=False))
 
 
 def show_error(error: DetrError) -> None:
@@ -93,8 +104,9 @@ def show_error(error: DetrError) -> None:
             "hint": error.hint,
             "exit_code": error.exit_code,
         }
-        emit_json({"error": body})
-        return
+        with suppress(DetrError):  # stdout cannot be written, which may be the error itself
+            emit_json({"error": body})
+            return
     print(f"error: {error.message}", file=sys.stderr)  # noqa: T201
     if error.hint:
         print(f"  hint: {error.hint}", file=sys.stderr)  # noqa: T201

@@ -128,18 +128,22 @@ def train(
     console.settings.json = as_json
     _let_threads_sleep()
     request = _request(config, _given(context), resume)
+    from detrcli import launch
+
+    if launch.rank() > 0:  # torchrun started several: the first one talks
+        console.settings.quiet, console.settings.json = True, False
     if dry_run:
+        if launch.rank() > 0:
+            return
         from detrcli.train.estimate import with_largest_batch
         from detrcli.train.resuming import planned
 
         plan, resumed = planned(request, out, resume, allow_change or ())
-        _show(with_largest_batch(plan, devices) if auto_batch else plan, resumed, devices, as_json)
+        share = launch.processes(devices)
+        _show(with_largest_batch(plan, share) if auto_batch else plan, resumed, share, as_json)
         return
-    from detrcli import launch
     from detrcli.train.run import train as run
 
-    if launch.rank() > 0:  # torchrun started several: the first one talks
-        console.settings.quiet, console.settings.json = True, False
     result = run(
         request,
         out=out,

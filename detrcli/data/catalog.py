@@ -98,8 +98,8 @@ def find(name: str, data_root: Path | None = None) -> Source:
     path = Path(name).expanduser()
     if _exists(path):
         return recognise(path, name)
-    if path.suffix or "/" in name or os.sep in name:
-        raise UsageError(f"no such file or folder: {name}", hint=_similar_paths(path))
+    if "/" in name or os.sep in name:
+        raise _no_such(path, name)
     places = [root / name for root in roots(data_root)]
     for place in places:
         if _exists(place):
@@ -107,6 +107,8 @@ def find(name: str, data_root: Path | None = None) -> Source:
     for file in registers():
         if name in (table := read_register(file)):
             return _registered(name, table[name], file)
+    if path.suffix in (".json", ".yaml", ".yml"):
+        raise _no_such(path, name)
     raise _unknown(name, [*places, *registers()], data_root)
 
 
@@ -180,6 +182,10 @@ def _unknown(name: str, places: list[Path], data_root: Path | None) -> DataError
         hint=meant
         + "give a path, --data-root FOLDER, set DETR_DATA, or name it in datasets.toml; built in: shapes",
     )
+
+
+def _no_such(path: Path, name: str) -> UsageError:
+    return UsageError(f"no such file or folder: {name}", hint=_similar_paths(path))
 
 
 def _similar_paths(path: Path) -> str | None:

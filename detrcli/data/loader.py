@@ -7,11 +7,13 @@ number of workers, and with N ranks the global batch is cut into N parts. Resumi
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import math
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +65,32 @@ def _shared(shape: tuple[int, ...]) -> Tensor:
     return torch.empty(0).set_(storage).view(shape)
 
 
+def _share(tensors: Iterable[Tensor]) -> None:
+    """Into shared memory here: where it is full while torch sends a batch off, the batch is lost without an answer."""
+    for tensor in tensors:
+        if tensor.untyped_storage().nbytes():
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _shared_memory() -> Iterator[None]:
+    """Inside, shared memory is taken; a container has little of it unless told."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        if not _is_full(error):
+            raise
+        raise DetrError(
+            "/dev/shm is full, through which workers hand pictures over",
+            hint="give the container more (docker run --shm-size 8g), or read in this process: --workers 0",
+        ) from error
+
+
+def _is_full(error: RuntimeError | OSError) -> bool:
+    """torch says so of memory and, of a worker that the system has ended for it, that it is possible; of a lock the system."""
+    return "shared memory" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
+
+
 def _pad_masks(target: Target, images: Tensor) -> Target:
     if "masks" not in target.extras:
         return target
@@ -96,9 +124,10 @@ class Samples(TorchDataset[Made]):
         skipped: dict[str, str] = {}
         try:
             taken = [self._readable(key, skipped) for key in keys]
+            with _shared_memory():
+                return Made(self._batch(taken), skipped)
         except DetrError as error:  # as a value: torch would wrap it in the text of a worker's traceback
             return Made(None, skipped, error)
-        return Made(self._batch(taken), skipped)
 
     def _readable(self, key: Key, skipped: dict[str, str]) -> tuple[int, View, Size]:
         """The sample of a key, or of the next image that can be read where bad ones are to be skipped."""
@@ -116,16 +145,17 @@ class Samples(TorchDataset[Made]):
 
     def _batch(self, taken: list[tuple[int, View, Size]]) -> Batch:
         views = [view for _, view, _ in taken]
-        images, mask = _canvas([v.size for v in views], shared=get_worker_info() is not None)
+        shared = get_worker_info() is not None
+        images, mask = _canvas([v.size for v in views], shared=shared)
         for image, view in zip(images, views, strict=True):
             normalise(view.pixels, self.transform.preprocess, image[:, : view.size[0], : view.size[1]])
-        return Batch(
-            images,
-            mask,
-            tuple(_pad_masks(target_of(view), images) for view in views),
-            tuple(int(self.dataset.annotations.image_ids[index]) for index, _, _ in taken),
-            torch.tensor([original for _, _, original in taken]),
-        )
+        targets = tuple(_pad_masks(target_of(view), images) for view in views)
+        image_ids = tuple(int(self.dataset.annotations.image_ids[index]) for index, _, _ in taken)
+        batch = Batch(images, mask, targets, image_ids, torch.tensor([original for _, _, original in taken]))
+        if shared:
+            parts = (part for t in targets for part in (t.labels, t.boxes, *t.extras.values()))
+            _share([mask, batch.original_sizes, *parts])
+        return batch
 
     def view(self, epoch: int, index: int) -> tuple[View, Size]:
         """The transformed picture, uint8, and its original size."""
@@ -145,10 +175,13 @@ class Batches:
     def __init__(
         self, samples: Samples, sampler: EpochSampler | Shard, *, workers: int, pin_memory: bool
     ) -> None:
-        self._reading = torch.zeros(workers, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        self.samples = dataclasses.replace(
-            samples, dataset=samples.dataset.shared() if workers else samples.dataset, reading=self._reading
-        )
+        self._reading = torch.zeros(workers, dtype=torch.int64)
+        dataset = samples.dataset
+        if workers:
+            with _shared_memory():
+                _share([self._reading])
+                dataset = dataset.shared()
+        self.samples = dataclasses.replace(samples, dataset=dataset, reading=self._reading)
         self.sampler = sampler
         self.skipped: dict[str, str] = {}  # bad pictures met so far, with their reasons
         self._workers, self._pin_memory = workers, pin_memory
@@ -170,9 +203,10 @@ class Batches:
         while done < len(todo):
             self._todo[:] = todo[done:]
             try:
-                for made in self._iterate():
-                    done += 1
-                    yield self._open(made)
+                with _shared_memory():
+                    for made in self._iterate():
+                        done += 1
+                        yield self._open(made)
             except (RuntimeError, EOFError, OSError) as error:
                 if not _is_death(error):
                     raise

@@ -15,6 +15,8 @@ def why_outside(name: str) -> str | None:
         return "an empty name"
     if "\0" in name:
         return "a NUL character"
+    if not _encodable(name):
+        return "half a letter, which no file's name has"
     if name.startswith(("/", "\\")) or PureWindowsPath(name).drive:
         return "an absolute path"
     depth = 0
@@ -42,6 +44,14 @@ def inside(root: Path, name: str) -> Path:
             hint="set DETR_FOLLOW_LINKS=1 if you trust the links of this data set",
         )
     return path
+
+
+def _encodable(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=64)

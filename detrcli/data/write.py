@@ -29,7 +29,8 @@ def write_coco(splits: Mapping[str, Dataset], out: Path) -> None:
             for row, name in zip(document["images"], names, strict=True):
                 row["file_name"] = name
             path = folder / "annotations" / f"instances_{split}.json"
-            path.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+            text = json.dumps(document, ensure_ascii=False)
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON's way, too
             _copy_pictures(dataset, names, folder / split)
 
 

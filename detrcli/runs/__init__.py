@@ -10,7 +10,7 @@ A folder may hold anything: lines cut short, links, files of other programs, lie
 what it is.
 """
 
-from detrcli.runs.folder import check_place, new_run, root
+from detrcli.runs.folder import check_place, fresh, new_run, root
 from detrcli.runs.history import History
 from detrcli.runs.reading import shown
 from detrcli.runs.run import RUN_FILE, Run, every, find, may_remove, names, read, remove
@@ -22,6 +22,7 @@ __all__ = [
     "check_place",
     "every",
     "find",
+    "fresh",
     "may_remove",
     "names",
     "new_run",

@@ -18,7 +18,7 @@ def root(verb: str) -> Path:
 def new_run(verb: str, label: str, out: Path | None = None) -> Path:
     """A fresh folder: `out`, or the next number of `label`. Two processes at once get two folders."""
     if out is not None:
-        return _fresh(out)
+        return fresh(out)
     base = root(verb)
     label = re.sub(r"[^\w.-]+", "-", label).strip("-.") or verb
     taken = [number for path in base.glob(f"{label}-*") if (number := _number(path, label))]
@@ -35,7 +35,7 @@ def check_place(verb: str, out: Path | None = None) -> None:
     if out is None:
         _content(root(verb))
     else:
-        _fresh(out)
+        fresh(out)
 
 
 def _number(path: Path, label: str) -> int | None:
@@ -43,8 +43,9 @@ def _number(path: Path, label: str) -> int | None:
     return int(suffix) if suffix.isdigit() else None
 
 
-def _fresh(out: Path) -> Path:
-    if _content(out):
+def fresh(out: Path, but: str = "") -> Path:
+    """The folder, made where it is not there; an error if there is anything in it but that file."""
+    if any(name != but for name in _content(out)):
         raise DetrError(
             f"{out} exists and is not empty; runs are never overwritten", hint="choose another --out"
         )

@@ -34,7 +34,7 @@ from detrcli.plugins import resolve
 from detrcli.report import refresh
 from detrcli.runs import lock
 from detrcli.runs.history import METRICS_FILE
-from detrcli.runs.reading import document, table
+from detrcli.runs.reading import document, printable, table
 from detrcli.runs.run import CONFIG_FILE, ENVIRONMENT_FILE
 from detrcli.train import settings
 from detrcli.train.plan import Plan
@@ -58,17 +58,20 @@ class Record:
 
     def start(self) -> None:
         """The first files of a new run; where they cannot be written, none of them and no folder stay behind."""
+        ours: tuple[str, ...] = ()  # what is there before the folder is held may be another's
         try:
             self._open()
+            runs.fresh(self.folder, but=METRICS_FILE)
+            ours = (CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE)
             self._settings()
             self._json(ENVIRONMENT_FILE, environment.of_a_run())
             self.status("running")
         except DetrError:
-            self.close()
-            for name in (METRICS_FILE, CONFIG_FILE, ENVIRONMENT_FILE):
-                (self.folder / name).unlink(missing_ok=True)
             with suppress(OSError):  # the folder was there before, and is held
+                for name in ours:
+                    (self.folder / name).unlink(missing_ok=True)
                 self.folder.rmdir()
+            self.close()
             raise
 
     def _settings(self) -> None:
@@ -149,7 +152,8 @@ class Record:
 
     def _json(self, name: str, content: Mapping[str, Any]) -> None:
         with replacing(self.folder / name) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            text = printable(json.dumps(content, indent=1, ensure_ascii=False))
+            temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _end_of(path: Path, step: int, scored: int) -> int:

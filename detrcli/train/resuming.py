@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from detrcli import distributed, runs
 from detrcli.config import settings
 from detrcli.errors import CheckpointError, DataError, UsageError, unknown
 from detrcli.files import left_over
+from detrcli.nn.inference import choose_device
 from detrcli.report import CURVES_FILE, PAGE_FILE
 from detrcli.report.tables import EVALUATIONS_FILE, STEPS_FILE
 from detrcli.runs import lock
@@ -52,21 +54,21 @@ def find(resume: str | Path, request: Request, out: Path | None) -> Path | None:
 def clear(out: Path) -> None:
     """Take away what a run left that ended before it had a state, so that the same command begins anew there, as a scheduler
     expects. A folder with anything else in it, weights among them, is left as it is."""
-    entries = list(out.iterdir()) if out.is_dir() else []
-    foreign = [path for path in entries if path.name not in _EARLY and path not in left_over(out)]
     mark = out / METRICS_FILE  # the first file of every run
-    if (
-        foreign
-        or mark not in entries
-        or lock.held(mark)
-        or (runs.read(out) or {}).get("status") == "finished"
-    ):
+    if not mark.is_file() or lock.held(mark):
         return
-    for path in entries:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    with suppress(OSError), mark.open("r+b", buffering=0) as file:
+        lock.take(file, out)
+        entries = [path for path in out.iterdir() if path != mark]
+        foreign = [path for path in entries if path.name not in _EARLY and path not in left_over(out)]
+        if foreign or (runs.read(out) or {}).get("status") == "finished":
+            return
+        for path in entries:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        mark.unlink()  # last, and still held: who waits for it sees that it has gone
 
 
 def _is_meant(run: Path, data: str | None, model: str | None) -> bool:
@@ -82,22 +84,49 @@ def planned(
     request: Request, out: Path | None, resume: str | Path | None, allow: Sequence[str]
 ) -> tuple[Plan, Path | None]:
     """What is to be done, and the run that is to go on with it, if one is; rank 0 looks for it."""
+    if resume is None and allow:
+        raise UsageError("--allow-change is for a run that goes on", hint="name it: --resume RUN, or auto")
+    if resume is not None and str(resume) != AUTO and out is not None:
+        raise UsageError(
+            f"{resume} goes on where it is, not in {out}",
+            hint="leave --out out; with --resume auto it names the run to go on with, or to begin",
+        )
     found = find(resume, request, out) if resume is not None and distributed.is_main() else None
     folder = distributed.from_main(found)
-    return (plan_of(folder, request, allow) if folder else make_plan(request)), folder
+    if folder is not None:
+        return plan_of(folder, request, allow), folder
+    plan = make_plan(request)
+    _check_names(allow, plan)
+    return plan, None
 
 
 def plan_of(folder: Path, request: Request, allow: Sequence[str]) -> Plan:
     """The plan that the run was started with; what the request says otherwise must be among the changes allowed."""
     stored = read_plan(folder)
-    known = {name.removeprefix("recipe.") for name in settings(stored)}
-    for name in allow:
-        if name not in known:
-            raise unknown("setting in --allow-change", name, known)
+    _check_names(allow, stored)
     plan = changed(stored, request)
     for name, (before, after) in differences(stored, plan).items():
         _refuse(folder, name, before, after, allowed=name in allow or name in HARMLESS)
+    _check_device(folder, plan.device)
     return plan
+
+
+def _check_names(allow: Sequence[str], plan: Plan) -> None:
+    known = {name.removeprefix("recipe.") for name in settings(plan)}
+    for name in allow:
+        if name not in known:
+            raise unknown("setting in --allow-change", name, known)
+
+
+def _check_device(folder: Path, device: str) -> None:
+    """The run's device may be one of another machine."""
+    try:
+        choose_device(device)
+    except UsageError as error:
+        raise UsageError(
+            f"{folder} was trained on {device}: {error.message}",
+            hint="go on elsewhere knowingly: --device cpu --allow-change device",
+        ) from error
 
 
 def _refuse(folder: Path, name: str, before: Any, after: Any, *, allowed: bool) -> None:

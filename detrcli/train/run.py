@@ -59,10 +59,13 @@ def train(
     has started several processes, each calls this and gets the result.
     """
     arguments = (request, out, resume, tuple(allow_change), auto_batch, watch)
+    launch.processes(devices)
     if devices > 1:
         launch.check(devices, request.device)
-        if resume is None:
-            make_plan(request).parts(devices)  # a batch that cannot be shared is told before processes start
+        if resume is None:  # what cannot be shared is told before processes start
+            plan = make_plan(request)
+            plan.parts(devices)
+            launch.check(devices, plan.device)
         return launch.on_ranks(devices, _train, *arguments)
     with launch.joined():
         return _train(*arguments)

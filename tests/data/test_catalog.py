@@ -82,6 +82,18 @@ def test_an_unknown_name_is_a_usage_error_with_the_nearest(coco_folder):
     assert "'shapes'" in (caught.value.hint or "")
 
 
+def test_a_name_may_have_dots(tmp_path, coco_folder):
+    """As every export of Roboflow has."""
+    root = coco_folder.parent
+    coco_folder.rename(root / "Pets.v3i.coco")
+    assert find("Pets.v3i.coco", root).format == "coco"
+    (tmp_path / "work" / "datasets.toml").write_text(f'["Cats.v1"]\npath = "{root}/Pets.v3i.coco"')
+    assert find("Cats.v1").format == "coco"
+    with pytest.raises(UsageError, match=r"unknown data set 'Pets\.v3\.coco'") as caught:
+        find("Pets.v3.coco", root)
+    assert "did you mean 'Pets.v3i.coco'" in (caught.value.hint or "")
+
+
 def test_a_path_is_never_taken_for_a_name(tmp_path, coco_folder):
     for name in ("./mini", "no/such", "mini.json", str(tmp_path / "absent")):
         with pytest.raises(UsageError, match="no such file or folder"):

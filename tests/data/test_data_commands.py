@@ -125,6 +125,31 @@ def test_convert_there_and_back(detr, coco_folder, tmp_path):
     assert detr("convert", coco_folder, "y")[0] == 2  # the folder is not empty
 
 
+def test_a_file_name_that_is_not_utf8_is_shown_and_comes_along(detr, coco_folder, tmp_path):
+    """Latin-1, as an old archive unpacks it."""
+    for folder in ("train2017", "val2017"):
+        os.rename(coco_folder / folder / "a.jpg", os.fsencode(coco_folder / folder) + b"/caf\xe9.jpg")
+    for file in (coco_folder / "annotations").iterdir():
+        file.write_text(file.read_text().replace('"a.jpg"', '"caf\\udce9.jpg"'))
+    for source, out, form in ((coco_folder, "c", "coco"), (coco_folder, "y", "yolo"), ("c", "again", "coco")):
+        assert detr("convert", source, out, "--to", form)[0] == 0
+        names = [name for _, _, names in os.walk(os.fsencode(tmp_path / out)) for name in names]
+        assert b"caf\xe9.jpg" in names
+    code, out, _ = detr("check", "again")
+    assert (code, "caf?.jpg" in out) == (3, True)  # train and val show the same pictures
+    code, out, _ = detr("check", "y", "--json")
+    assert (code, "caf?.jpg" in out) == (3, True)
+
+
+def test_half_a_letter_is_no_file_name(detr, coco_folder):
+    file = coco_folder / "annotations" / "instances_train2017.json"
+    file.write_text(file.read_text().replace('"a.jpg"', '"\\ud800.jpg"'))
+    code, out, _ = detr("check", coco_folder, "--json")
+    defects = json.loads(out)["splits"]["train"]["defects"]
+    assert code == 3
+    assert "half a letter" in next(d for d in defects if d["kind"] == "path-escapes")["examples"][0]
+
+
 def test_split_cuts_every_class_in_proportion_and_the_same_way_each_time(detr, tmp_path):
     assert detr("shapes", "s", "--train", "60", "--val", "2")[0] == 0
     for out in ("one", "two"):
@@ -163,6 +188,32 @@ def test_errors_are_json_when_json_is_asked_for(detr):
     assert (code, error["kind"], error["exit_code"]) == (2, "usage", 2)
     code, out, _ = detr("info", "coco", "--json")
     assert (code, json.loads(out)["error"]["kind"]) == (3, "data")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no disk that is always full")
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["zoo", "list", "--json"], 1, "cannot write on stdout: No space left"),
+        (["zoo", "list"], 1, "cannot write on stdout: No space left"),
+        (["train", "shapes", "-m", "deter", "--json"], 2, "unknown model 'deter'"),
+    ],
+)
+def test_a_stdout_that_is_full_is_told_in_one_line(words, code, says):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "detrcli", *words]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == code
+    assert done.stderr.startswith(f"error: {says}")
+    assert len(done.stderr.splitlines()) == 2  # with the hint
+
+
+def test_a_stdout_of_few_letters_gets_what_it_can_hold(coco_folder):
+    command = [sys.executable, "-m", "detrcli", "data", "check", coco_folder]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 3, done.stderr
+    assert "error: leak ? " in done.stdout
 
 
 def test_help_does_not_load_torch():

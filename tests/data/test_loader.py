@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -234,6 +235,40 @@ def test_a_defect_in_a_worker_is_not_taken_for_its_death(workers):
     dataset = dataclasses.replace(load_shapes(count=4), pictures=Faulty())
     with pytest.raises(RuntimeError, match="a defect of the reader"):
         list(eval_loader(dataset, TINY, workers=workers))
+
+
+LITTLE = """
+import sys
+from detrcli.data.loader import train_loader
+from detrcli.data.shapes import load_shapes
+from detrcli.data.transforms import training
+from detrcli.errors import DetrError
+from detrcli.plugins.contract import Preprocess
+
+transform = training("none", Preprocess(short_side=64, long_side=64))
+try:
+    batches = train_loader(load_shapes(count=64), transform, batch_size=8, seed=0, workers=2)
+    print(sum(1 for _ in batches.epoch(0)))
+except DetrError as error:
+    print(error.message, error.hint)
+"""
+
+
+@pytest.mark.skipif(not (Path("/dev/shm").is_dir() and shutil.which("unshare")), reason="needs Linux")
+@pytest.mark.parametrize("size", ["4k", "64k", "1m", "64m"])
+def test_little_shared_memory_is_told_with_a_way_on(size):
+    """A container has little unless told: for not even the data set, no process, no batch; and for all."""
+    mounted = f"mount -t tmpfs -o size={size} tmpfs /dev/shm"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mounted], capture_output=True).returncode:
+        pytest.skip("this container may not mount")
+    words = ["unshare", "-m", "sh", "-c", f'{mounted} && exec "$0" -c "$1"', sys.executable, LITTLE]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    if size == "64m":
+        assert done.stdout == "8\n", done.stderr
+    else:
+        assert done.stdout.startswith("/dev/shm is full"), done.stdout + done.stderr
+        assert "--shm-size" in done.stdout
+        assert "--workers 0" in done.stdout
 
 
 GROWTH = """

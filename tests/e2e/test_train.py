@@ -116,7 +116,8 @@ def test_seeds_are_runs(shapes, tmp_path):
 
 
 def test_killed_while_training_the_last_state_stands(shapes, tmp_path):
-    """SIGKILL at any moment: what `--resume` needs is whole, and going on ends as if nothing had happened."""
+    """SIGKILL at any moment: what `--resume` needs is whole, and going on at once ends as if nothing had happened; also where
+    processes that read pictures have not noticed yet."""
     run = tmp_path / "run"
     command = [
         sys.executable,
@@ -128,6 +129,8 @@ def test_killed_while_training_the_last_state_stands(shapes, tmp_path):
         "detr/tiny",
         "--epochs",
         "10",
+        "--workers",
+        "2",
         "--out",
         str(run),
         *SMALL,

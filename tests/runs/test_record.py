@@ -8,16 +8,18 @@ import os
 import re
 import signal
 import subprocess
+import sys
 
 import pytest
 from PIL import Image
 
 from detrcli import runs
+from detrcli.data.shapes import CATEGORIES
 from detrcli.environment import command, git_state, of_a_run
 from detrcli.errors import DetrError
 from detrcli.runs import lock
-from detrcli.train import record
-from detrcli.train.plan import Request
+from detrcli.train import record, resuming
+from detrcli.train.plan import Request, make_plan
 from detrcli.train.run import train
 from tests.cli.run import detr
 
@@ -138,6 +140,73 @@ def test_two_processes_do_not_train_in_one_folder(toys, tmp_path):
     assert runs.find(folder).status == "died"
     assert train(Request(steps=2), resume=folder).steps == 2
     assert (runs.find(folder).status, runs.find(folder).error) == ("finished", "")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def begun(folder):
+    """The record of a new run that has begun there."""
+    plan = make_plan(Request(data="shapes", model="detr/tiny", device="cpu"))
+    files = record.Record(folder, plan, CATEGORIES)
+    files.start()
+    return files
+
+
+def test_who_comes_second_into_a_new_folder_leaves_the_first_one_its_files(tmp_path):
+    """Both found it empty."""
+    first = begun(tmp_path)
+    there = contents(tmp_path)
+    assert set(there) == {"metrics.jsonl", "config.toml", "environment.json", "run.json"}
+    with pytest.raises(DetrError, match="another process is training in"):
+        begun(tmp_path)
+    assert contents(tmp_path) == there
+    first.close()  # so that the folder is free, but not empty any more
+    with pytest.raises(DetrError, match="never overwritten"):
+        begun(tmp_path)
+    assert contents(tmp_path) == there
+
+
+def test_a_folder_is_not_cleared_under_who_has_begun_there(tmp_path):
+    files = begun(tmp_path)
+    there = contents(tmp_path)
+    resuming.clear(tmp_path)
+    assert contents(tmp_path) == there
+    files.close()
+    with (tmp_path / "metrics.jsonl").open(
+        "ab"
+    ) as late:  # opened before the folder was cleared, locked after
+        resuming.clear(tmp_path)
+        assert contents(tmp_path) == {}
+        with pytest.raises(DetrError, match="another process is training in"):
+            lock.take(late, tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that are forked")
+def test_the_lock_ends_with_its_process_and_not_with_those_that_it_forked(tmp_path):
+    """As processes that read pictures, which notice seconds later that nobody waits for them any more."""
+    code = (
+        "import os, sys, time; from pathlib import Path; from detrcli.runs import lock\n"
+        "file = open(sys.argv[1], 'ab', buffering=0); lock.take(file, Path(sys.argv[1]).parent)\n"
+        "if not os.fork(): print('forked', flush=True)\n"
+        "time.sleep(60)"
+    )
+    path = tmp_path / "metrics.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, path], stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        assert lock.held(path)
+        process.kill()
+        process.wait()
+        assert not lock.held(path)
+        os.killpg(process.pid, 0)  # the forked one still lives
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
 
 
 def test_a_report_that_cannot_be_written_ends_no_training(toys, tmp_path, caplog, monkeypatch):

@@ -326,6 +326,33 @@ def test_settings_of_a_resumed_run_are_kept_or_changed_knowingly(ask, tmp_path):
     assert runs.find(folder).settings()["recipe.lr"] == 1e-6
 
 
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"resume": "run", "out": "elsewhere"}, "run goes on where it is, not in elsewhere"),
+        ({"out": "elsewhere", "allow_change": ["lr"]}, "--allow-change is for a run that goes on"),
+        ({"resume": "auto", "allow_change": ["nonsense"]}, "unknown setting in --allow-change 'nonsense'"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(ask, tmp_path, monkeypatch, wish, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UsageError, match=said):
+        train(ask(), **wish)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+def test_a_run_of_a_device_that_is_not_here_says_how_to_go_on(ask, tmp_path):
+    folder = train(ask(steps=1), out=tmp_path / "run").folder
+    config = folder / "config.toml"
+    config.write_text(config.read_text().replace('device = "cpu"', 'device = "cuda"'))
+    with pytest.raises(UsageError, match=r"was trained on cuda: device 'cuda' cannot be used") as caught:
+        train(Request(steps=2), resume=folder)
+    assert "--device cpu --allow-change device" in caught.value.hint
+    assert train(Request(steps=2, device="cpu"), resume=folder, allow_change=["device"]).steps == 2
+
+
 def test_data_that_has_changed_is_not_gone_on_with_unknowingly(ask, copied, tmp_path):
     folder, path = tmp_path / "run", copied / "annotations" / "instances_val.json"
     train(ask(data=str(copied), epochs=3), out=folder, watch=Watch(6, STOP))

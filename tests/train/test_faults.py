@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from detrcli import files
+from detrcli import files, runs
 from detrcli.data.catalog import resolve
 from detrcli.errors import CheckpointError, DataError, DetrError
 from detrcli.train import state
@@ -457,6 +457,21 @@ def test_one_of_each_fault_is_counted_and_nothing_is_lost(shapes, tmp_path):
     of_entries = sum(found[kind]["count"] for kind in ("path-escapes", "duplicate-image-id", "bad-image"))
     seen = len(watch.job.dataset) - 1  # the damaged one is skipped when it is read
     assert seen + len(told["skipped"]["train"]) + of_entries == len(document["images"])
+
+
+def test_names_that_are_not_utf8_are_in_the_record(spoiled, tmp_path):
+    """Latin-1, as an old archive unpacks it."""
+    folder, _ = spoiled
+    file = folder / "annotations" / "instances_train.json"
+    for path in (folder / "train").iterdir():
+        os.rename(path, os.fsencode(path.with_suffix("")) + b"\xe9.png")
+    file.write_text(file.read_text().replace(".png", "\\udce9.png"))
+    request = Request(data=str(folder), model="detr/tiny", batch_size=4, epochs=1, steps=1, device="cpu")
+    run = train(replace(request, bad_data="skip"), out=tmp_path / "run").folder
+    about = runs.read(run)
+    assert about["status"] == "finished"
+    assert all(name.endswith("?.png") for name in about["skipped"]["train"])
+    assert len(about["skipped"]["train"]) == 2
 
 
 def test_structure_that_is_broken_is_found_before_the_first_step(spoiled, tmp_path):

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from detrcli import distributed, launch
+from detrcli import distributed, evaluate, launch
 from detrcli.errors import UsageError
 from detrcli.meeting import PeerError, agreed_name
 from detrcli.plugins import resolve
@@ -32,6 +32,7 @@ from tests.cli.run import detr
 from tests.train.conftest import only_one_fits
 from tests.train.interrupting import Sent, deaf
 
+PLACES = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 CLASSES = Categories((1, 2, 3), ("circle", "square", "triangle"))
 EXACT = ["detr/tiny", "deformable_detr/tiny", "dynamic_detr/tiny", "d2etr/tiny", "lite_deformable/tiny"]
 NOISY = ["dino/tiny", "lite_dino/tiny"]  # each rank draws its own denoising queries
@@ -328,6 +329,54 @@ def test_torchrun_starts_it_too_and_only_one_process_talks(shapes, tmp_path):
     assert json.loads(done.stdout)["steps"] == 3
     assert done.stderr.count("training deformable_detr/tiny") <= 1
     assert sorted(losses(run)) == [0, 1, 2]
+
+
+def test_a_dry_run_of_torchrun_is_told_once_and_of_its_processes(shapes, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    arguments = command(shapes, tmp_path / "run", "--steps", "3", "--json", "--dry-run")[2:]
+    done = subprocess.run(
+        [*torchrun, *arguments], capture_output=True, text=True, env=ENVIRONMENT, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["devices"] == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "said"),
+    [
+        (
+            PLACES | {"RANK": "0", "WORLD_SIZE": "2"},
+            ("--devices", "2"),
+            "2 were started already, by torchrun",
+        ),
+        (
+            PLACES | {"RANK": "0", "WORLD_SIZE": "2"},
+            ("--devices", "2", "--dry-run"),
+            "2 were started already",
+        ),
+        ({"WORLD_SIZE": "2"}, (), "WORLD_SIZE is 2, but RANK is not set"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, (), "WORLD_SIZE is 2, but MASTER_ADDR is not set"),
+        ({"WORLD_SIZE": "two"}, (), "WORLD_SIZE needs a whole number"),
+        ({"RANK": "-1"}, (), "RANK needs a whole number"),
+        (PLACES | {"RANK": "0", "WORLD_SIZE": "2", "DETR_TIMEOUT": "10m"}, (), "DETR_TIMEOUT needs seconds"),
+    ],
+)
+def test_what_the_environment_says_of_processes_is_checked(shapes, tmp_path, variables, options, said):
+    done = detr(*command(shapes, tmp_path / "run", *options)[3:], env=variables)
+    assert said in done.error(2)
+
+
+def test_one_device_is_not_for_several_processes(shapes, tmp_path, monkeypatch):
+    """Whether it stands in a run that goes on or in the environment."""
+    request = Request(data=str(shapes), model="detr/tiny", batch_size=4, steps=1, device="cpu:0")
+    folder = train(request, out=tmp_path / "run").folder
+    with pytest.raises(UsageError, match="cpu:0 is one device, for 2 processes"):
+        train(Request(steps=2), resume=folder, devices=2)
+    monkeypatch.setenv("DETR_DEVICE", "cpu:0")
+    with pytest.raises(UsageError, match="cpu:0 is one device, and 2 were asked for"):
+        train(replace(request, device=None), out=tmp_path / "other", devices=2)
+    with pytest.raises(UsageError, match="cpu:0 is one device, for 2 processes"):
+        evaluate(str(shapes), weights=folder, devices=2)
 
 
 def test_slurms_variables_are_those_of_torchrun():
