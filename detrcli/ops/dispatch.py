@@ -56,6 +56,7 @@ class Wheel(NamedTuple):
     cpu: str | None
     cuda: str | None
     reason: str
+    without_cuda: str = "was built without CUDA"
 
 
 def find_wheel() -> Wheel:
@@ -65,11 +66,11 @@ def find_wheel() -> Wheel:
     except importlib.metadata.PackageNotFoundError:
         return Wheel(None, None, "detrcli-ops is not installed (pip install detrcli-ops)")
     try:
-        importlib.import_module("detrcli_ops._C")
-    except (ImportError, OSError, RuntimeError) as error:
+        without_cuda: str | None = importlib.import_module("detrcli_ops._C").WITHOUT_CUDA
+    except (AttributeError, ImportError, OSError, RuntimeError) as error:
         return Wheel(None, None, f"detrcli-ops {version} does not load: {' '.join(str(error).split())}")
-    has_cuda = torch._C._dispatch_has_kernel_for_dispatch_key("detrcli_ops::msda", "CUDA")
-    return Wheel(version, version if has_cuda else None, f"detrcli-ops {version}")
+    found = Wheel(version, version, f"detrcli-ops {version}")
+    return found if without_cuda is None else found._replace(cuda=None, without_cuda=without_cuda)
 
 
 # Looked up once, at import: a traced graph must not contain the search.
@@ -122,7 +123,7 @@ def missing(device: torch.device | str, sizes: Sizes | None = None) -> str | Non
     if device.type != "cuda":
         return f"{wheel.reason} has no kernels for {device.type}"
     if wheel.cuda is None:
-        return f"{wheel.reason} was built without CUDA"
+        return f"{wheel.reason} {wheel.without_cuda}"
     gpu = torch.cuda.get_device_properties(device)  # a compiled graph holds what this answers
     if gpu.major < CAPABILITY:
         found = f"{gpu.name} has {gpu.major}.{gpu.minor}"

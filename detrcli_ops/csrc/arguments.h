@@ -1,4 +1,4 @@
-// What an operator was called with: checked before any memory is touched, in one line that names the argument.
+// What an operator was called with: checked before any memory is touched or asked for, in one line that names the argument.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -107,30 +107,25 @@ inline Tensor dense(const Tensor& tensor) { return torch::stable::contiguous(ten
 inline MaybeTensor dense(const MaybeTensor& tensor) { return tensor ? MaybeTensor(dense(*tensor)) : tensor; }
 
 inline Call msda_call(const Tensor& value, const Shapes& shapes, const Tensor& locations, const Tensor& weights) {
-  Call call{check_call(value, shapes, locations), dense(value), {}, {}, {}, dense(weights), {}, dense(locations), shapes};
-  const Sizes& s = call.sizes;
+  const Sizes s = check_call(value, shapes, locations);
   check_shape("weights", weights, {s.batch, s.queries, s.heads, s.levels, s.points});
   check_like("weights", weights, value, false);
-  return call;
+  return {s, dense(value), {}, {}, {}, dense(weights), {}, dense(locations), shapes};
 }
 
 inline Call fused_call(const Tensor& value, const Shapes& shapes, const Tensor& reference, const Tensor& offsets,
                        const Tensor& logits, const MaybeTensor& mask) {
-  Call call{check_call(value, shapes, offsets), dense(value), {}, {}, dense(reference), dense(logits), dense(mask),
-            dense(offsets), shapes};
-  const Sizes& s = call.sizes;
+  const Sizes s = check_call(value, shapes, offsets);
   check_reference(s, reference, value);
   check_shape("logits", logits, {s.batch, s.queries, s.heads, s.samples()});
   check_like("logits", logits, value, false);
   check_mask(s, mask, value);
-  return call;
+  return {s, dense(value), {}, {}, dense(reference), dense(logits), dense(mask), dense(offsets), shapes};
 }
 
 inline Call kda_call(const Tensor& query, const MaybeTensor& key, const Tensor& value, const Shapes& shapes,
                      const Tensor& reference, const Tensor& offsets, const MaybeTensor& mask, double scale) {
-  Call call{check_call(value, shapes, offsets), dense(value), dense(key), dense(query), dense(reference), {}, dense(mask),
-            dense(offsets), shapes, scale};
-  const Sizes& s = call.sizes;
+  const Sizes s = check_call(value, shapes, offsets);
   check_shape("query", query, {s.batch, s.queries, s.heads, s.depth});
   check_like("query", query, value, true);
   if (key) {
@@ -139,7 +134,7 @@ inline Call kda_call(const Tensor& query, const MaybeTensor& key, const Tensor& 
   }
   check_reference(s, reference, value);
   check_mask(s, mask, value);
-  return call;
+  return {s, dense(value), dense(key), dense(query), dense(reference), {}, dense(mask), dense(offsets), shapes, scale};
 }
 
 inline Tensor check_grad(const Call& call, const Tensor& grad) {

@@ -289,7 +289,16 @@ def refusals() -> dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]
         "mask size": ("msda_fused", lambda t: {"mask": t["mask"][:, :-1]}, "mask must be"),
         "query": ("kda_separate_key", lambda t: {"query": t["query"][:, :-1]}, "query must be"),
         "key": ("kda_separate_key", lambda t: {"key": t["key"][:, :-1]}, "key must be"),
+        # a copy of these would be asked for first, and be refused for its size
+        "endless weights": ("msda", lambda t: {"weights": endless(t["weights"])}, "weights must be"),
+        "endless logits": ("msda_fused", lambda t: {"logits": endless(t["logits"])}, "logits must be"),
+        "endless query": ("kda", lambda t: {"query": endless(t["query"])}, "query must be"),
     }
+
+
+def endless(tensor: Tensor) -> Tensor:
+    """2^50 times the same numbers, in the memory of one."""
+    return tensor[:1].expand(1 << 50, *tensor.shape[1:])
 
 
 @pytest.mark.parametrize("name", list(refusals()))

@@ -22,7 +22,9 @@ static bool runs_here(const Kernels* table) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   }
-  if (table->vector_bytes == 32) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (table->vector_bytes == 32) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  }
   return __builtin_cpu_supports("sse4.1");
 #else
   return true;
@@ -193,15 +195,16 @@ Grads backward(const Call& c, const Tensor& grad, Needs needs) {
   return g;
 }
 
+// An error here would end the process, for it is thrown while the library is loaded: Python asks for the width and says why.
 STABLE_TORCH_LIBRARY_IMPL(detrcli_ops, CPU, m) {
-  STD_TORCH_CHECK(kernels, "detrcli_ops: this processor runs none of the instruction sets that were built");
-  register_operators(m);
+  if (kernels) register_operators(m);
 }
 
 }  // namespace detrcli_ops
 
-// Width of the vectors in use; a positive argument first narrows them (tests compare instruction sets).
+// Width of the vectors in use, 0 where this processor runs none of the instruction sets that were built; a positive argument
+// first narrows them (tests compare instruction sets).
 extern "C" __attribute__((visibility("default"))) int detrcli_ops_vector_bytes(int at_most) {
   if (const auto* table = at_most > 0 ? detrcli_ops::table_for(at_most) : nullptr) detrcli_ops::kernels = table;
-  return detrcli_ops::kernels->vector_bytes;
+  return detrcli_ops::kernels ? detrcli_ops::kernels->vector_bytes : 0;
 }

@@ -99,16 +99,15 @@ inline void store(f16* to, F32 v) { store_as(to, _mm512_cvtps_ph(v, _MM_FROUND_T
 #elif DETRCLI_OPS_VECTOR_BYTES == 32
 inline void store(f16* to, F32 v) { store_as(to, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
 #else
-#if defined(__aarch64__)
-typedef __fp16 Half;  // GCC has _Float16 there from 13 on
-#else
-typedef _Float16 Half;
-#endif
+// Bits of the nearest float16, in the low half of each lane; no type, which GCC has from 12 on (x86) or 13 (ARM).
 inline void store(f16* to, F32 v) {
-  for (int i = 0; i < Lanes<float>::N; ++i) {
-    const Half h = static_cast<Half>(v[i]);
-    std::memcpy(to + i, &h, 2);
-  }
+  const U32 u = U32(v), magnitude = u & 0x7fffffff;
+  const U32 normal = (magnitude - 0x37fff001 + ((u >> 13) & 1)) >> 13;  // exponent from 127 to 15, half of the last bit up
+  const U32 small = U32(F32(magnitude) + 0.5f) - 0x3f000000;  // the sum rounds to multiples of float16's least number
+  const U32 large = magnitude > 0x7f800000 ? U32{} + 0x7e00 : U32{} + 0x7c00;
+  const U32 finite = magnitude < 0x38800000 ? small : normal;
+  const U32 bits = magnitude >= 0x477ff000 ? large : finite;
+  store_as(to, __builtin_convertvector(bits | (u & 0x80000000) >> 16, U16));
 }
 #endif
 
@@ -146,20 +145,29 @@ inline void store_some(E* to, Float<A> v, int64_t n) {
 }
 
 typedef float F32x4 __attribute__((vector_size(16)));
+typedef int32_t I32x4 __attribute__((vector_size(16)));
+
+// Four lanes of two vectors, counted through both.
+template <int i, int j, int k, int l>
+inline F32x4 pick(F32x4 a, F32x4 b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, i, j, k, l);
+#else  // GCC has the other one too, from 12 on
+  return __builtin_shuffle(a, b, I32x4{i, j, k, l});
+#endif
+}
 
 // Halve by an operation until four lanes are left.
 #if DETRCLI_OPS_VECTOR_BYTES == 64
-typedef float F32x8 __attribute__((vector_size(32)));
 template <class Op>
 inline F32x4 fold(F32 v, Op op) {
-  const F32x8 half = op(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
-                        __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
-  return op(__builtin_shufflevector(half, half, 0, 1, 2, 3), __builtin_shufflevector(half, half, 4, 5, 6, 7));
+  const __m256 half = op(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  return op(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 #elif DETRCLI_OPS_VECTOR_BYTES == 32
 template <class Op>
 inline F32x4 fold(F32 v, Op op) {
-  return op(__builtin_shufflevector(v, v, 0, 1, 2, 3), __builtin_shufflevector(v, v, 4, 5, 6, 7));
+  return op(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
 }
 #else
 template <class Op>
@@ -205,9 +213,9 @@ inline double largest(F64 v) {
 // to[i] += sum(v[i]), four sums at once: the transposed sum costs less than four horizontal ones.
 inline void add_sums(float* to, const F32 v[4]) {
   const F32x4 a = fold(v[0], Add{}), b = fold(v[1], Add{}), c = fold(v[2], Add{}), d = fold(v[3], Add{});
-  const F32x4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  const F32x4 cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
-  const F32x4 sums = __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+  const F32x4 ab = pick<0, 4, 1, 5>(a, b) + pick<2, 6, 3, 7>(a, b);
+  const F32x4 cd = pick<0, 4, 1, 5>(c, d) + pick<2, 6, 3, 7>(c, d);
+  const F32x4 sums = pick<0, 1, 4, 5>(ab, cd) + pick<2, 3, 6, 7>(ab, cd);
   store_as(to, load_as<F32x4>(to) + sums);
 }
 

@@ -15,9 +15,25 @@ FOLDER: Final = Path(__file__).parent
 
 torch.ops.load_library(FOLDER / "libdetrcli_ops.so")
 _cpu = ctypes.CDLL(str(FOLDER / "libdetrcli_ops.so"))
+if _cpu.detrcli_ops_vector_bytes(0) == 0:
+    raise ImportError("this processor runs none of the instruction sets that it was built for")
 
-if torch.version.cuda is not None and (FOLDER / "libdetrcli_ops_cuda.so").exists():
-    torch.ops.load_library(FOLDER / "libdetrcli_ops_cuda.so")
+
+def load_cuda() -> str | None:
+    """Load the CUDA library; why it cannot be used, None where it can. The CPU's kernels do without it."""
+    library = FOLDER / "libdetrcli_ops_cuda.so"
+    if not library.exists():
+        return "was built without CUDA"
+    if torch.version.cuda is None:
+        return "was built with CUDA, this torch without"
+    try:
+        torch.ops.load_library(library)
+    except (OSError, RuntimeError) as error:
+        return f"cannot load its CUDA library: {' '.join(str(error).split())}"
+    return None
+
+
+WITHOUT_CUDA: Final = load_cuda()
 
 
 def isa() -> str:
