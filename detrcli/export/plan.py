@@ -11,10 +11,13 @@ from typing import Literal, cast, get_args
 from detrcli.errors import DetrError, UsageError, unknown
 from detrcli.export.description import SUFFIXES, Axis, Format
 
-NEEDS: dict[Format, tuple[str, ...]] = {  # what converts and what verifies; the extra has the format's name
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+Needs = dict[Format, tuple[str, ...]]
+
+RUNS: Needs = {"onnx": ("onnxruntime",), "pt2": (), "openvino": ("openvino",)}  # a file
+NEEDS: Needs = {  # to make one: what converts it, and what runs it to verify it; the extra has the format's name
+    "onnx": ("onnx", "onnxscript", *RUNS["onnx"]),
     "pt2": (),
-    "openvino": ("onnx", "onnxscript", "openvino"),
+    "openvino": ("onnx", "onnxscript", *RUNS["openvino"]),
 }
 LEAST = 32  # pixels a side
 
@@ -90,9 +93,9 @@ def suffix_of(format: Format) -> str:
     return next(suffix for suffix, name in SUFFIXES.items() if name == format)
 
 
-def check_software(format: Format) -> None:
+def check_software(format: Format, needs: Needs = NEEDS) -> None:
     """An error that names the extra, where something that the format needs is not installed."""
-    missing = [name for name in NEEDS[format] if find_spec(name) is None]
+    missing = [name for name in needs[format] if find_spec(name) is None]
     if missing:
         raise UsageError(
             f"{format} needs software that is not installed: {', '.join(missing)}",

@@ -3,27 +3,67 @@
 from __future__ import annotations
 
 import io
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch.export import ExportedProgram
+from torch.export.pt2_archive import PT2ArchiveWriter
 from torch.fx import GraphModule
 
 from detrcli.export.description import Description
-
-ENTRY = "detrcli.json"
+from detrcli.export.vetting import DESCRIPTION, vetted
 
 
 def write(path: Path, program: ExportedProgram, description: Description) -> None:
-    forget_sources(program)
+    only_what_runs(program)
     whole = io.BytesIO()  # on a full disk torch's own writer ends the process
-    torch.export.save(program, whole, extra_files={ENTRY: description.dumps()})
+    torch.export.save(program, whole, extra_files={DESCRIPTION: description.dumps()})
+    for _ in vetted(whole, path.name):
+        pass  # what would not be run from the file is said before there is one
     path.write_bytes(whole.getbuffer())
 
 
-def forget_sources(program: ExportedProgram) -> None:
-    """Without the lines of source that each node came from, with paths of this machine."""
+def only_what_runs(program: ExportedProgram) -> None:
+    """Without inputs to try it with, which torch would unpickle, and without where each node came from, with paths of this machine."""
+    program.example_inputs = None
     for graph in program.graph_module.modules():
         if isinstance(graph, GraphModule):
             for node in graph.graph.nodes:
-                node.meta.pop("stack_trace", None)
+                node.meta = {name: value for name, value in node.meta.items() if name == "val"}
+
+
+def read(file: IO[bytes], name: object) -> ExportedProgram:
+    """The program in a file that is called `name`: of its parts, those that may be loaded, in an archive of their own."""
+    parts = io.BytesIO()
+    with PT2ArchiveWriter(parts) as archive:
+        for part, content in vetted(file, name):
+            archive.write_bytes(part, content)
+    parts.seek(0)
+    with logged() as reasons:
+        try:
+            program = torch.export.load(parts)
+        except RuntimeError as error:
+            raise (reasons or [error])[0] from None
+    program.example_inputs = ((torch.zeros(1, 3, 1, 1), torch.zeros(1, 1, 1)), {})  # or torch checks no sizes
+    return program
+
+
+@contextmanager
+def logged() -> Iterator[list[BaseException]]:
+    """The errors that torch logs, with a traceback, where it raises others that say to look there."""
+    reasons: list[BaseException] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        reasons.extend(error for error in (record.exc_info or ()) if isinstance(error, BaseException))
+        return False
+
+    logger = logging.getLogger("torch.export")
+    logger.addFilter(keep)
+    try:
+        yield reasons
+    finally:
+        logger.removeFilter(keep)

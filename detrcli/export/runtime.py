@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -13,9 +15,9 @@ from torch import Tensor, nn
 
 from detrcli.config import from_plain
 from detrcli.errors import CheckpointError, DetrError, UsageError
-from detrcli.export import program
+from detrcli.export import metadata, program, vetting
 from detrcli.export.description import KEY, SUFFIXES, Description, Format, parse
-from detrcli.export.plan import check_software
+from detrcli.export.plan import RUNS, check_software
 from detrcli.export.shortcuts import samples_have_shapes
 from detrcli.nn.inference import choose_device
 from detrcli.plugins import resolve
@@ -48,13 +50,32 @@ def open_file(path: Path, device: str | None = None) -> tuple[Session, Descripti
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}", hint="check the path")
     format = SUFFIXES[path.suffix.lower()]
-    check_software(format)
+    check_software(format, RUNS)
     place = _place(format, device)
-    session, text = OPENERS[format](path, place)
-    return session, parse(text, path), place
+    with readable(path):
+        session, description = OPENERS[format](path, place)
+    return session, description, place
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What goes wrong while a file is opened is one line about the file."""
+    try:
+        yield
+    except DetrError:
+        raise
+    except Exception as error:  # each runtime has its own
+        raise CheckpointError(
+            f"{path} cannot be loaded: {_line(error)}", hint="export it again, or copy it again"
+        ) from error
 
 
 LABELS = "labels"  # of detections, among the extras
+WAYS_OUT = {  # by what a runtime says where it cannot go on
+    r"memory|alloc": "give fewer pictures at a time, or smaller ones",
+    r"guard failed|expected input|index k out of range|topk": "give larger pictures: a map needs more than one place, "
+    "and all maps together as many as the model has queries",
+}
 
 
 class ExportedModel(nn.Module):
@@ -105,9 +126,15 @@ class ExportedModel(nn.Module):
         except Exception as error:  # each runtime has its own
             raise DetrError(
                 f"{self.path} cannot run on pictures of {images.shape[2]}x{images.shape[3]}: {_line(error)}",
-                hint="a picture needs as many tokens as the model has queries: give larger ones",
+                hint=self.way_out(error),
             ) from error
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def way_out(self, error: Exception) -> str:
+        for kind, hint in WAYS_OUT.items():
+            if re.search(kind, f"{type(error).__name__}: {error}", re.IGNORECASE):
+                return hint
+        return f"see whether {self.description.model} itself can, and export it again"
 
 
 class Fitted(nn.Module):
@@ -161,39 +188,43 @@ def _place(format: Format, device: str | None) -> torch.device:
     )
 
 
-def _open_onnx(path: Path, place: torch.device) -> tuple[Session, str | None]:
+def providers(place: torch.device) -> list[str | tuple[str, dict[str, int]]]:
+    """Where ONNX Runtime computes."""
+    if place.type == "cpu":
+        return ["CPUExecutionProvider"]
+    return [("CUDAExecutionProvider", {"device_id": place.index or 0})]
+
+
+def _open_onnx(path: Path, place: torch.device) -> tuple[Session, Description]:
     import onnxruntime
 
+    with path.open("rb") as file:
+        description = parse(
+            metadata.description_in(file), path
+        )  # before a runtime that lacks another's operators
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; they are raised as well
     options.intra_op_num_threads = torch.get_num_threads()
-    provider = "CPUExecutionProvider" if place.type == "cpu" else "CUDAExecutionProvider"
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=[provider])
-    except Exception as error:
-        raise _damaged(path, error) from error
+    session = onnxruntime.InferenceSession(path, options, providers=providers(place))
     names = [value.name for value in session.get_outputs()]
-    text = session.get_modelmeta().custom_metadata_map.get(KEY)
 
     def run(images: Tensor, mask: Tensor) -> dict[str, Tensor]:
         values = session.run(names, {"images": images.cpu().numpy(), "mask": mask.cpu().numpy()})
         return {name: torch.from_numpy(value).to(place) for name, value in zip(names, values, strict=True)}
 
-    return run, text
+    return run, description
 
 
-def _open_program(path: Path, place: torch.device) -> tuple[Session, str | None]:
+def _open_program(path: Path, place: torch.device) -> tuple[Session, Description]:
     from torch.export.passes import move_to_device_pass
 
-    found = {program.ENTRY: ""}
-    try:
+    with path.open("rb") as file:
+        description = parse(vetting.description_in(file), path)
         with samples_have_shapes():
-            loaded = torch.export.load(path, extra_files=found)
-        if place.type != "cpu":
-            loaded = move_to_device_pass(loaded, place)
-        module = loaded.module()
-    except Exception as error:
-        raise _damaged(path, error) from error
+            loaded = program.read(file, path)
+    if place.type != "cpu":
+        loaded = move_to_device_pass(loaded, place)
+    module = loaded.module()
 
     def run(images: Tensor, mask: Tensor) -> dict[str, Tensor]:
         answers: dict[str, Tensor] = module(
@@ -201,34 +232,25 @@ def _open_program(path: Path, place: torch.device) -> tuple[Session, str | None]
         )  # behind a function: it refuses .eval(), being in it
         return answers
 
-    return run, str(found[program.ENTRY])
+    return run, description
 
 
-def _open_openvino(path: Path, place: torch.device) -> tuple[Session, str | None]:
+def _open_openvino(path: Path, place: torch.device) -> tuple[Session, Description]:
     import openvino
 
-    try:
-        model = openvino.Core().read_model(path)
-        text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
-        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        compiled = openvino.compile_model(model, "CPU", settings)
-    except Exception as error:
-        raise _damaged(path, error) from error
+    model = openvino.Core().read_model(path)
+    description = parse(model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None, path)
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = openvino.compile_model(model, "CPU", settings)
 
     def run(images: Tensor, mask: Tensor) -> dict[str, Tensor]:
         answers = compiled({"images": images.numpy(), "mask": mask.numpy()})
         return {value.get_any_name(): torch.from_numpy(array.copy()) for value, array in answers.items()}
 
-    return run, text
+    return run, description
 
 
 OPENERS = {"onnx": _open_onnx, "pt2": _open_program, "openvino": _open_openvino}
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{path} cannot be loaded: {_line(error)}", hint="export it again, or copy it again"
-    )
 
 
 def _line(error: Exception) -> str:

@@ -16,6 +16,7 @@ import detrcli
 from detrcli.errors import CheckpointError, DetrError, ModelError, UsageError, VerificationError
 from detrcli.export import onnx as onnx_file
 from detrcli.export import plan
+from detrcli.export import program as program_file
 from detrcli.export import run as running
 from detrcli.export.description import Description
 from detrcli.export.graph import Graph, trace
@@ -111,6 +112,15 @@ def test_an_operator_that_onnx_does_not_have_is_named_with_its_place(does, opera
     )
     with pytest.raises(ModelError, match=rf"{operator} of head\.odd has no ONNX form"):
         onnx_file.convert(program, about)
+
+
+def test_an_operator_that_would_not_run_from_a_pt2_is_named(tmp_path):
+    about = Description(
+        model="a/b", config={}, categories=Categories((), ()), preprocess=PICTURES, format="pt2"
+    )
+    with pytest.raises(CheckpointError, match=r"it holds target 'torch\.ops\.aten\.special_bessel_j0"):
+        program_file.write(tmp_path / "a.pt2", program_of(torch.special.bessel_j0), about)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_branch_on_values_is_named_with_its_place():
