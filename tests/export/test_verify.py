@@ -33,6 +33,21 @@ def test_pictures_differ_in_size_and_are_padded(preprocess):
         assert images.masked_select(~mask[:, None]).std() > 0.5, "something is to be seen"
 
 
+@pytest.mark.parametrize("preprocess", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("dynamic", [(), ("batch",), ("size",), ("batch", "size")])
+def test_padding_is_verified_whatever_may_vary(dynamic, preprocess):
+    size = None if "size" in dynamic else (64, 96)
+    found = list(batches(Request(format="pt2", dynamic=dynamic, size=size), preprocess, 0))
+    assert len(found) == len(SHAPES)
+    for name, images, mask in found:
+        assert mask.any() or "padded" not in name, f"{name} is not"
+        assert len(images) == len(mask)
+        assert len(images) == 1 or "batch" in dynamic
+        if size is not None:
+            assert images.shape[2:] == mask.shape[1:] == size
+    assert sum("padded" in name for name, *_ in found) == 2
+
+
 def test_the_photograph_is_one():
     assert photograph().shape == (3, 450, 384)
     assert photograph().float().std() > 40
