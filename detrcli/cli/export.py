@@ -102,7 +102,7 @@ def _show(made: Exported) -> None:
         console.note(f"verified on {len(report.cases)} batches; {_judged(report)}")
         if report.ap:
             console.note(f"AP of the model {report.ap['model']:.4f}, of the file {report.ap['file']:.4f}")
-    console.note(f"{made.file.stat().st_size / 1e6:.1f} MB; report in {made.report_file}")
+    console.note(f"{made.size / 1e6:.1f} MB; report in {made.report_file}")
     console.say(str(made.file))
 
 
