@@ -1,4 +1,5 @@
-"""OpenVINO: the ONNX graph as .xml and .bin, the description inside. The mask is always given; a single False is "no padding"."""
+"""OpenVINO: the ONNX graph as .xml and .bin, the description inside. The mask is always given; where sizes vary a
+single False is "no padding"."""
 
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ from tests.cli.run import detr
 from tests.tiny import write_run
 
 PICTURES = Preprocess(short_side=64, long_side=64)
+FIXED = {"dynamic": (), "size": (64, 96)}  # the quickest to load
 
 
 @pytest.fixture
@@ -153,7 +154,7 @@ def test_a_wrong_file_is_not_handed_over(weights, tmp_path, monkeypatch):
 def test_an_older_file_keeps_its_report_until_the_next_one_has_passed(weights, tmp_path, monkeypatch):
     out, write = tmp_path / "model.pt2", running.WRITERS["pt2"]
     failed = tmp_path / "model.pt2.failed.json"
-    made = detrcli.export(None, out, weights=weights)
+    made = detrcli.export(None, out, weights=weights, **FIXED)
     older = made.report_file.read_text()
     assert json.loads(older)["sha256"] == {"model.pt2": hashlib.sha256(out.read_bytes()).hexdigest()}
 
@@ -164,14 +165,14 @@ def test_an_older_file_keeps_its_report_until_the_next_one_has_passed(weights, t
 
     monkeypatch.setitem(running.WRITERS, "pt2", write_no_numbers)
     with pytest.raises(VerificationError, match="logits differ by nan") as caught:
-        detrcli.export(None, out, weights=weights)
+        detrcli.export(None, out, weights=weights, **FIXED)
     assert str(failed) in caught.value.hint
     assert made.report_file.read_text() == older
     found = json.loads(failed.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert found["verification"]["largest"]["logits"] == "nan"
     assert found["verification"]["cases"][0]["largest"]["logits"] == "nan"
     monkeypatch.undo()
-    detrcli.export(None, out, weights=weights)
+    detrcli.export(None, out, weights=weights, **FIXED)
     assert not failed.exists()
 
 
@@ -272,7 +273,7 @@ def test_suffixes_may_be_capitals(suffix, weights, tmp_path):
     for package in plan.NEEDS[plan.SUFFIXES[suffix.lower()]]:
         pytest.importorskip(package)
     out = tmp_path / f"model{suffix}"
-    assert detrcli.export(None, out, weights=weights).report.passed
+    assert detrcli.export(None, out, weights=weights, **FIXED).report.passed
     assert detrcli.load(str(out)).name == "detr/tiny"
 
 
