@@ -3,7 +3,8 @@
     python benchmarks/export.py cost [--model M] [--threads T]
     python benchmarks/export.py latency [--model M] [-n N] [--height H --width W]
 
-`cost` is seconds and peak memory of `detr export --weights random`, verification and all, in a process of its own. `latency` is one thread,
+`cost` is seconds and peak memory of `detr export --weights random`, verification and all, in a process of its own, and the largest and
+the largest median difference over the batches, with the one that each batch was judged by. `latency` is one thread,
 random weights, one picture; ways take turns in one process, so that other load on the machine hits all of them. Figures are CPU
 seconds, the best of N. Eager is the model as `detr predict` runs it.
 """
@@ -41,6 +42,8 @@ def cost(model: str, count: int) -> dict[str, Any]:
             "peak_mb": used.ru_maxrss // 1024,
             "file_mb": round(out.stat().st_size / 1e6, 1),
             "largest_difference": found["verification"]["largest"],
+            "median_difference": found["verification"]["median"],
+            "judged_by": [case["rule"] for case in found["verification"]["cases"]],
         }
 
 

@@ -14,6 +14,7 @@ from detrcli.errors import UsageError
 
 if TYPE_CHECKING:
     from detrcli.export.run import Exported
+    from detrcli.export.verify import Report, Rule
 
 
 def export(
@@ -95,12 +96,23 @@ def export(
 
 
 def _show(made: Exported) -> None:
-    """The largest differences in a line, and the file's name on stdout."""
+    """The differences that were judged, and the file's name on stdout."""
     report = made.report
     if report is not None:
-        found = ", ".join(f"{name} {value:.1g}" for name, value in report.largest.items())
-        console.note(f"verified on {len(report.cases)} batches; largest difference: {found}")
+        console.note(f"verified on {len(report.cases)} batches; {_judged(report)}")
         if report.ap:
             console.note(f"AP of the model {report.ap['model']:.4f}, of the file {report.ap['file']:.4f}")
-    console.note(f"{made.file.stat().st_size / 1e6:.1f} MB; report in {made.report_file}")
+    console.note(f"{made.size / 1e6:.1f} MB; report in {made.report_file}")
     console.say(str(made.file))
+
+
+def _judged(report: Report) -> str:
+    """`largest difference: logits 6e-06, boxes 2e-07`; with the number of batches where not all were judged alike."""
+    rules: tuple[Rule, ...] = ("largest", "median")
+    counts = {rule: sum(case.rule == rule for case in report.cases) for rule in rules}
+    parts = []
+    for rule in (rule for rule in rules if counts[rule]):
+        found = ", ".join(f"{name} {value:.1g}" for name, value in report.judged(rule).items())
+        where = "" if counts[rule] == len(report.cases) else f" on {counts[rule]}"
+        parts.append(f"{rule} difference{where}: {found}")
+    return "; ".join(parts)

@@ -8,5 +8,6 @@ description   Description           model, classes, pictures, weights; travels i
 runtime       load -> Predictor     a file as a model that predicts and is evaluated like any other
 pictures      batches               what both are given
 verify        verify -> Report      the file's answers against the model's
+workplace     workplace             a folder in which a file is whole before it gets its name
 run           export -> Report      all of it: nothing gets its name before it has passed
 """

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 OPSET = 20  # the first whose GridSample is what torch's is
 INPUTS = ("images", "mask")
+MASK = ("mask_batch", "mask_height", "mask_width")
 AXES = {  # of inputs and outputs, by name
     "images": ("batch", None, "height", "width"),
-    "mask": ("mask_batch", "mask_height", "mask_width"),
+    "mask": MASK,
 }
 
 
@@ -38,7 +39,9 @@ def write(
     path: Path, program: ExportedProgram, description: Description, *, optional_mask: bool = True
 ) -> None:
     model = convert(program, description)
-    expand_mask(model, optional_mask)
+    expand_mask(model, description)
+    if optional_mask:
+        give_default(model, description)
     model.metadata_props.add(key=KEY, value=description.dumps())
     path.write_bytes(model.SerializeToString())
 
@@ -172,13 +175,21 @@ def name_axes(value: Any, description: Description) -> None:
             dim.dim_param = name or f"{value.name}_{place}"
 
 
-def expand_mask(model: ModelProto, optional: bool) -> None:
-    """Let the mask be of any size that expands to the pictures', a single False being "no padding", which is the default.
+def mask_shape(description: Description) -> list[int | str]:
+    """A number where the pictures have one, a name where they vary."""
+    fixed = (None if "batch" in description.dynamic else 1, *(description.size or (None, None)))
+    return [name if size is None else size for name, size in zip(MASK, fixed, strict=True)]
 
-    An input that has a value in the file may be left out when the model is run; so the standard says, and ONNX Runtime does.
-    """
-    from onnx import TensorProto, helper, numpy_helper
 
+def expand_mask(model: ModelProto, description: Description) -> None:
+    """Let the mask be of any size that expands to the pictures', a single False being "no padding"; but where they are fixed."""
+    from onnx import TensorProto, helper
+
+    shape = mask_shape(description)
+    [mask] = [value for value in model.graph.input if value.name == "mask"]
+    mask.CopyFrom(helper.make_tensor_value_info("mask", TensorProto.BOOL, shape))
+    if all(isinstance(size, int) for size in shape):
+        return
     given, used = "mask", "mask_of_pictures"
     for node in model.graph.node:
         node.input[:] = [used if name == given else name for name in node.input]
@@ -191,10 +202,15 @@ def expand_mask(model: ModelProto, optional: bool) -> None:
     rest = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*nodes, *rest])
-    [mask] = [value for value in model.graph.input if value.name == given]
-    mask.CopyFrom(helper.make_tensor_value_info(given, TensorProto.BOOL, AXES[given]))
-    if optional:
-        model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1, 1), np.bool_), given))
+
+
+def give_default(model: ModelProto, description: Description) -> None:
+    """No padding. An input that has a value in the file may be left out when the model is run; so the standard says, and ONNX
+    Runtime does."""
+    from onnx import numpy_helper
+
+    shape = [size if isinstance(size, int) else 1 for size in mask_shape(description)]
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(shape, np.bool_), "mask"))
 
 
 def _cannot_convert(error: Exception, program: ExportedProgram) -> ModelError:

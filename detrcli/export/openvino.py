@@ -1,4 +1,5 @@
-"""OpenVINO: the ONNX graph as .xml and .bin, the description inside. The mask is always given; a single False is "no padding"."""
+"""OpenVINO: the ONNX graph as .xml and .bin, the description inside. The mask is always given; where sizes vary a
+single False is "no padding"."""
 
 from __future__ import annotations
 
@@ -25,7 +26,10 @@ def write(path: Path, program: ExportedProgram, description: Description) -> Non
         except RuntimeError as error:
             raise _cannot_read(error) from error
         model.set_rt_info(description.dumps(), KEY)
-        openvino.save_model(model, path, compress_to_fp16=False)
+        try:
+            openvino.save_model(model, path, compress_to_fp16=False)
+        except RuntimeError as error:  # it has no other name for a full disk
+            raise OSError(" ".join(str(error).split())) from error
 
 
 def _cannot_read(error: Exception) -> ModelError:

@@ -39,15 +39,21 @@ def batches(request: Request, preprocess: Preprocess, seed: int) -> Iterator[tup
         LEAST / min(side for pairs in SHAPES.values() for pair in pairs for side in pair),
     )
     for name, shares in SHAPES.items():
-        if "batch" not in request.dynamic and len(shares) > 1:
-            shares = shares[-1:]
-            name = f"one of {name}"
         if request.size is not None:
             sizes = [within(request.size, share) for share in shares]
-            yield name, *fitted(*prepared(sizes, preprocess, seed), request.size)
+            images, mask = fitted(*prepared(sizes, preprocess, seed), request.size)
         else:
             sizes = [(round(height * unit), round(width * unit)) for height, width in shares]
-            yield name, *prepared(sizes, preprocess, seed)
+            images, mask = prepared(sizes, preprocess, seed)
+        if "batch" not in request.dynamic and len(shares) > 1:
+            name, (images, mask) = f"one of {name}", most_padded(images, mask)
+        yield name, images, mask
+
+
+def most_padded(images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """One picture of a batch, as it lies there."""
+    row = int(mask.flatten(1).sum(1).argmax())
+    return images[row : row + 1], mask[row : row + 1]
 
 
 def within(size: Size, share: tuple[float, float]) -> Size:

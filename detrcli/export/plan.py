@@ -103,6 +103,22 @@ def check_software(format: Format, needs: Needs = NEEDS) -> None:
         )
 
 
+def report_file(out: Path) -> Path:
+    """The report's place, beside the file it is about."""
+    return out.with_name(out.name + ".json")
+
+
+def failed_report_file(out: Path) -> Path:
+    """The place of a report on a file that did not get its name; `out` may be an older one, with a report of its own."""
+    return out.with_name(out.name + ".failed.json")
+
+
+def places(out: Path, format: Format) -> list[Path]:
+    """All that may be written."""
+    weights = [out.with_suffix(".bin")] if format == "openvino" else []
+    return [out, *weights, report_file(out), failed_report_file(out)]
+
+
 def check_place(out: Path, format: Format) -> None:
     """An error where the file could not be written, or its name says another format."""
     if SUFFIXES.get(out.suffix.lower()) != format:
@@ -111,8 +127,13 @@ def check_place(out: Path, format: Format) -> None:
             f"a file of format {format} ends in {wanted} (name given: {out})",
             hint=f"--out {out.with_suffix(wanted)}",
         )
-    if out.is_dir():
-        raise UsageError(f"{out} is a folder", hint="name a file")
+    if format == "openvino" and out.suffix != ".xml":
+        raise UsageError(
+            f"OpenVINO reads no file that ends in {out.suffix}", hint=f"--out {out.with_suffix('.xml')}"
+        )
+    for path in places(out, format):
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder", hint="name another file with --out")
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise DetrError(f"cannot write {out}: no permission in {folder}", hint="choose another --out")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import math
 import platform
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -16,29 +17,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from detrcli.config import assign, to_plain
 from detrcli.data.annotations import Dataset
 from detrcli.data.coco_classes import classes_for
-from detrcli.errors import DetrError, VerificationError
+from detrcli.errors import DetrError, UsageError, VerificationError
 from detrcli.evaluate.run import evaluate, match_categories
 from detrcli.export import onnx, openvino, program
 from detrcli.export import verify as verification
 from detrcli.export.description import Description
 from detrcli.export.graph import Graph, trace
-from detrcli.export.plan import NEEDS, Request, check_place, check_software
+from detrcli.export.plan import NEEDS, Request, check_place, check_software, failed_report_file, report_file
 from detrcli.export.runtime import Fitted, load
 from detrcli.export.shortcuts import samples_have_shapes, types_without_running
 from detrcli.export.verify import Pair, Report
+from detrcli.export.workplace import cannot_write, parts, workplace
 from detrcli.files import replacing
 from detrcli.nn.speed import fastest
 from detrcli.plugins import Model
 from detrcli.plugins.contract import Preprocess
+from detrcli.predict.run import Predictor
 from detrcli.types import Categories
 from detrcli.weights.hub import fetch
 from detrcli.weights.ledger import sha256_of
+from detrcli.weights.metadata import SHARD_INDEX, shard_names
 from detrcli.weights.opened import open_weights
 from detrcli.weights.resolve import Choice
 
@@ -67,14 +71,26 @@ class Exported:
     file: Path
     description: Description
     report: Report | None
+    sha256: Mapping[str, str] = field(
+        default_factory=dict
+    )  # by name: of the file, and of the weights beside it
 
     @property
     def report_file(self) -> Path:
         return report_file(self.file)
 
+    @property
+    def size(self) -> int:
+        """Bytes, of the file and of the weights beside it."""
+        return sum(self.file.with_name(name).stat().st_size for name in self.sha256)
+
     def to_dict(self) -> dict[str, Any]:
-        about: dict[str, Any] = {"file": str(self.file), **to_plain(self.description)}
-        return about | {"verification": self.report.to_dict() if self.report else None}
+        about: dict[str, Any] = {
+            "file": str(self.file),
+            "sha256": dict(self.sha256),
+            **to_plain(self.description),
+        }
+        return about | {"verification": strict(self.report.to_dict()) if self.report else None}
 
 
 def chosen(choice: Choice, changes: Mapping[str, Any] | None = None) -> Subject:
@@ -84,11 +100,48 @@ def chosen(choice: Choice, changes: Mapping[str, Any] | None = None) -> Subject:
     if changes:
         model = model.configured(assign(model.config, changes))
         module, state = model.build(len(opened.categories)), module.state_dict()
+        refuse_misfits(changes, module, state)
         module.load_state_dict(state)
     path = choice.source if isinstance(choice.source, Path) else fetch(choice.source).path
     license = choice.declared.license if choice.declared else ""
     weights = path.name if isinstance(choice.source, Path) else str(choice.source)  # no paths of this machine
-    return Subject(model, module, opened.categories, opened.preprocess, weights, sha256_of(path), license)
+    return Subject(
+        model, module, opened.categories, opened.preprocess, weights, sha256_of_weights(path), license
+    )
+
+
+def refuse_misfits(changes: Mapping[str, Any], module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """An error where weights would be needed that are not there, or others than are there."""
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    odd = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
+    if not odd:
+        return
+    there, wanted = (sides.get(odd[0]) for sides in (given, own))
+    told = f"{odd[0]} is {shape_in_words(there)} in them, and would be {shape_in_words(wanted)}"
+    more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
+    said = " ".join(f"{key}={value}" for key, value in changes.items())
+    raise UsageError(
+        f"these weights do not fit a model with {said}: {told}{more}",
+        hint="leave that --set out, or try what it costs with --weights random",
+    )
+
+
+def shape_in_words(shape: tuple[int, ...] | None) -> str:
+    if shape is None:
+        return "absent"
+    return "x".join(map(str, shape)) or "one number"
+
+
+def sha256_of_weights(path: Path) -> str:
+    """Of the file; of weights in several files that an index names, of all their bytes, file by file in the order of names."""
+    if not path.name.endswith(SHARD_INDEX):
+        return sha256_of(path)
+    digest = hashlib.sha256()
+    for name in shard_names(path):
+        with path.with_name(name).open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def untrained(model: Model, changes: Mapping[str, Any] | None = None) -> Subject:
@@ -121,7 +174,7 @@ def export(
     data: Dataset | None = None,
     tell: Tell = lambda text: None,
 ) -> Exported:
-    """Write `out` and its report `out`.json; a VerificationError, and no file, where the answers differ.
+    """Write `out` and its report `out`.json; a VerificationError, `out`.failed.json and no file, where the answers differ.
 
     With `data` the AP of the model and of the file are compared too.
     """
@@ -142,17 +195,27 @@ def export(
             write(at, traced, described, out)
         del graph, traced  # their copies of the weights
         tell("running both on the same pictures" if verify else "not verified")
-        made = Exported(out, described, verified(at, subject, request, data) if verify else None)
-        write_report(made)
+        made = Exported(out, described, verified(at, out, subject, request, data) if verify else None)
         if made.report is not None and not made.report.passed:
-            raise VerificationError(
-                f"the exported model answers differently: {made.report.reasons[0]}",
-                hint=f"{out} was not written; all comparisons are in {made.report_file}",
-            )
-        for file in sorted(folder.iterdir()):  # the weights of an OpenVINO model before the model
+            raise refused(made)
+        made = replace(made, sha256={file.name: sha256_of(file) for file in parts(folder, out)})
+        for file in parts(folder, out):
             with replacing(out.parent / file.name) as temporary:
                 file.replace(temporary)
+        write_report(made.report_file, made)
+        failed_report_file(out).unlink(missing_ok=True)
     return made
+
+
+def refused(made: Exported) -> VerificationError:
+    """The error of a file that does not get its name; its report stands beside that of an older file, which stays."""
+    assert made.report is not None
+    path = failed_report_file(made.file)
+    write_report(path, made)
+    return VerificationError(
+        f"the exported model {'answers differently' if made.report.cases else 'does not work'}: {made.report.reasons[0]}",
+        hint=f"{made.file} was not written; all that was compared is in {path}",
+    )
 
 
 def describe(subject: Subject, request: Request) -> Description:
@@ -189,49 +252,43 @@ def versions(request: Request) -> dict[str, str]:
     return found
 
 
-@contextlib.contextmanager
-def workplace(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, gone afterwards, in which a file is whole before it gets its name."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.")
-    except OSError as error:
-        raise _cannot_write(out, error) from error
-    try:
-        yield Path(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def write(path: Path, traced: ExportedProgram, description: Description, out: Path) -> None:
     """In the format that is asked for; what cannot be written is said of `out`."""
     try:
         WRITERS[description.format](path, traced, description)
-    except (OSError, RuntimeError) as error:  # torch and OpenVINO have no other name for a full disk
-        raise _cannot_write(out, error) from error
+    except OSError as error:
+        raise cannot_write(out, error) from error
 
 
-def _cannot_write(out: Path, error: Exception) -> DetrError:
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-    return DetrError(
-        f"cannot write {out}: {said}", hint="free some space, or choose a folder you may write to with --out"
-    )
+def verified(path: Path, out: Path, subject: Subject, request: Request, data: Dataset | None) -> Report:
+    """The file at `path`, which will be `out`, against the subject; with data also their AP. A file that does not work fails."""
+    report = Report((), verification.tolerances(request.half))
+    try:
+        pair = pair_of(load(path, "cpu"), subject, request)
+        report = verification.verify(pair)
+        return with_ap(report, pair, subject, data) if data is not None and report.passed else report
+    except DetrError as error:
+        if not isinstance(error, VerificationError) and str(path) not in error.message:
+            raise
+        reason = named(error.message, path, out)
+        return replace(report, passed=False, reasons=(reason,))
 
 
-def verified(path: Path, subject: Subject, request: Request, data: Dataset | None) -> Report:
-    """The file at `path` against the subject; with data also their AP."""
-    predictor = load(path, "cpu")
-    after = partial(subject.model.family.postprocess, subject.model.config)
-    pair = Pair(
+def named(text: str, path: Path, out: Path) -> str:
+    """What is said of the file at `path`, said of `out`; a runtime's message may have been cut within the path."""
+    hidden = re.escape(str(path.parent.with_name(f".{out.name}.")))
+    return re.sub(rf"{hidden}[^\s:'\",]*", lambda found: str(out), text)
+
+
+def pair_of(predictor: Predictor, subject: Subject, request: Request) -> Pair:
+    return Pair(
         model=fastest(subject.module),
         exported=predictor.model,
-        after=after,
+        after=partial(subject.model.family.postprocess, subject.model.config),
         exported_after=predictor.postprocess,
         preprocess=predictor.preprocess,
         request=request,
     )
-    report = verification.verify(pair)
-    return with_ap(report, pair, subject, data) if data is not None and report.passed else report
 
 
 def with_ap(report: Report, pair: Pair, subject: Subject, data: Dataset) -> Report:
@@ -252,12 +309,17 @@ def with_ap(report: Report, pair: Pair, subject: Subject, data: Dataset) -> Repo
     return replace(report, ap=ap, passed=False, reasons=(reason,))
 
 
-def report_file(out: Path) -> Path:
-    """The report's place, beside the file it is about."""
-    return out.with_name(out.name + ".json")
-
-
-def write_report(made: Exported) -> None:
-    with replacing(made.report_file) as temporary:
-        text = json.dumps({"schema_version": 1, **made.to_dict()}, ensure_ascii=False, indent=1)
+def write_report(path: Path, made: Exported) -> None:
+    with replacing(path) as temporary:
+        document = {"schema_version": 1, **made.to_dict()}
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1)
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def strict(value: Any) -> Any:
+    """Without numbers that JSON does not have: they become words."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {key: strict(item) for key, item in value.items()}
+    return [strict(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
+import math
 import os
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.export import Dim
 
 import detrcli
 from detrcli.errors import CheckpointError, DetrError, ModelError, UsageError, VerificationError
@@ -27,6 +33,7 @@ from tests.cli.run import detr
 from tests.tiny import write_run
 
 PICTURES = Preprocess(short_side=64, long_side=64)
+FIXED = {"dynamic": (), "size": (64, 96)}  # the quickest to load
 
 
 @pytest.fixture
@@ -150,8 +157,141 @@ def test_a_wrong_file_is_not_handed_over(weights, tmp_path, monkeypatch):
         detrcli.export(None, out, weights=weights)
     assert caught.value.exit_code == 5
     assert out.read_bytes() == b"an older file"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt2", "model.pt2.json", "run"]
-    assert '"passed": false' in (tmp_path / "model.pt2.json").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt2", "model.pt2.failed.json", "run"]
+    assert '"passed": false' in (tmp_path / "model.pt2.failed.json").read_text()
+
+
+def test_an_older_file_keeps_its_report_until_the_next_one_has_passed(weights, tmp_path, monkeypatch):
+    out, write = tmp_path / "model.pt2", running.WRITERS["pt2"]
+    failed = tmp_path / "model.pt2.failed.json"
+    made = detrcli.export(None, out, weights=weights, **FIXED)
+    older = made.report_file.read_text()
+    assert json.loads(older)["sha256"] == {"model.pt2": hashlib.sha256(out.read_bytes()).hexdigest()}
+
+    def write_no_numbers(path, program, description):
+        with torch.no_grad():
+            program.state_dict["model.class_head.bias"].fill_(math.nan)
+        write(path, program, description)
+
+    monkeypatch.setitem(running.WRITERS, "pt2", write_no_numbers)
+    with pytest.raises(VerificationError, match="logits differ by nan") as caught:
+        detrcli.export(None, out, weights=weights, **FIXED)
+    assert str(failed) in caught.value.hint
+    assert made.report_file.read_text() == older
+    found = json.loads(failed.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found["verification"]["largest"]["logits"] == "nan"
+    assert found["verification"]["cases"][0]["largest"]["logits"] == "nan"
+    monkeypatch.undo()
+    detrcli.export(None, out, weights=weights, **FIXED)
+    assert not failed.exists()
+
+
+def write_junk(path, program, description):
+    path.write_bytes(b"junk")
+    path.with_suffix(".bin").write_bytes(b"junk")
+
+
+def write_half_an_answer(path, program, description):
+    class Half(nn.Module):
+        def forward(self, images, mask):
+            return {"logits": images.mean((1, 2, 3)) + mask.sum()}
+
+    images, mask = torch.zeros(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
+    axes = {"images": dict.fromkeys((0, 2, 3), Dim.DYNAMIC), "mask": dict.fromkeys((0, 1, 2), Dim.DYNAMIC)}
+    running.WRITERS["onnx"](
+        path, torch.export.export(Half(), (images, mask), dynamic_shapes=axes), description
+    )
+
+
+@pytest.mark.parametrize(
+    ("suffix", "written", "said"),
+    [
+        (".onnx", write_junk, "model.onnx cannot be loaded"),
+        (".pt2", write_junk, "model.pt2 cannot be loaded"),
+        (".xml", write_junk, "model.xml cannot be loaded"),
+        (".onnx", write_half_an_answer, "boxes"),
+    ],
+)
+def test_a_file_that_its_own_runtime_does_not_run_has_failed(
+    suffix, written, said, weights, tmp_path, monkeypatch
+):
+    format = plan.SUFFIXES[suffix]
+    for package in plan.NEEDS[format]:
+        pytest.importorskip(package)
+    out = tmp_path / f"model{suffix}"
+    writer = partial(written) if written is write_junk else anyhow(written, running.WRITERS["onnx"])
+    monkeypatch.setitem(running.WRITERS, format, writer)
+    with pytest.raises(VerificationError, match="the exported model does not work") as caught:
+        detrcli.export(None, out, weights=weights)
+    assert said in caught.value.message
+    assert "making" not in caught.value.message + caught.value.hint
+    report = json.loads((tmp_path / f"model{suffix}.failed.json").read_text())["verification"]
+    assert report["reasons"][0] in caught.value.message
+    assert not report["passed"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"model{suffix}.failed.json", "run"]
+
+
+def anyhow(written, writer):
+    """A writer that calls the real one itself."""
+
+    def write(path, program, description):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(running.WRITERS, "onnx", writer)
+            written(path, program, description)
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.xml.json", "model.xml.failed.json", "model.xml"])
+def test_a_folder_in_the_way_is_seen_before_any_work(name, weights, tmp_path):
+    pytest.importorskip("openvino")
+    (tmp_path / name).mkdir()
+    done = detr("export", "--weights", weights, "--out", tmp_path / "model.xml")
+    assert f"{name} is a folder" in done.error(2)
+    assert "tracing" not in done.err
+
+
+@pytest.mark.parametrize("setting", ["num_queries=7", "decoder_layers=1"])
+def test_settings_that_the_weights_do_not_fit_are_refused(setting, weights, tmp_path):
+    done = detr("export", "--weights", weights, "--set", setting, cwd=tmp_path)
+    assert f"these weights do not fit a model with {setting}: " in done.error(2)
+    assert "--weights random" in done.err
+
+
+def test_only_what_the_system_refused_is_called_so(weights, tmp_path, monkeypatch):
+    def fails(error):
+        def write(path, program, description):
+            raise error
+
+        monkeypatch.setitem(running.WRITERS, "pt2", write)
+        with pytest.raises(Exception) as caught:
+            detrcli.export(None, tmp_path / "model.pt2", weights=weights)
+        return caught.value
+
+    for error in (RuntimeError(""), RecursionError("too deep")):
+        assert fails(error) is error
+    full = fails(OSError(errno.ENOSPC, "No space left on device"))
+    assert (type(full), full.hint) == (DetrError, "free some space, or choose another --out")
+    forbidden = fails(PermissionError(errno.EACCES, "Permission denied", "/elsewhere/file"))
+    assert forbidden.message.endswith("model.pt2: Permission denied: /elsewhere/file")
+    assert "may write to" in forbidden.hint
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.mark.parametrize("suffix", [".PT2", ".ONNX"])
+def test_suffixes_may_be_capitals(suffix, weights, tmp_path):
+    for package in plan.NEEDS[plan.SUFFIXES[suffix.lower()]]:
+        pytest.importorskip(package)
+    out = tmp_path / f"model{suffix}"
+    assert detrcli.export(None, out, weights=weights, **FIXED).report.passed
+    assert detrcli.load(str(out)).name == "detr/tiny"
+
+
+def test_openvino_knows_small_letters_only(weights, tmp_path):
+    pytest.importorskip("openvino")
+    done = detr("export", "--weights", weights, "--out", tmp_path / "up.XML")
+    assert "OpenVINO reads no file that ends in .XML" in done.error(2)
+    assert "up.xml" in done.err
 
 
 def test_a_place_where_nothing_can_be_written_is_refused_before_any_work(weights, monkeypatch):

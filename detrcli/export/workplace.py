@@ -1,0 +1,106 @@
+"""Where a file is made: a hidden folder beside the name that it will get, gone afterwards however that ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from detrcli.errors import DetrError
+from detrcli.runs import lock
+
+LOCK = ".lock"
+SUFFIX = ".making"
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@contextmanager
+def workplace(out: Path) -> Iterator[Path]:
+    """A folder in which the file `out` is whole before it gets its name."""
+    with ExitStack() as stack:
+        stack.enter_context(ended_by_signal())
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            clear(out)
+            folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=prefix(out), suffix=SUFFIX))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.enter_context(held(folder))
+        except OSError as error:
+            raise cannot_write(out, error) from error
+        yield folder
+
+
+def parts(folder: Path, out: Path) -> list[Path]:
+    """The files that were made there, the one called like `out` last: the weights of an OpenVINO model come before the model."""
+    made = [file for file in folder.iterdir() if file.name != LOCK]
+    return sorted(made, key=lambda file: (file.name == out.name, file.name))
+
+
+def prefix(out: Path) -> str:
+    return f".{out.name}."
+
+
+def clear(out: Path) -> None:
+    """Remove what processes left behind that were killed while they made this file. A folder without a lock may be anybody's."""
+    for folder in out.parent.iterdir():
+        ours = folder.name.startswith(prefix(out)) and folder.name.endswith(SUFFIX)
+        place = folder / LOCK
+        if ours and not folder.is_symlink() and place.is_file() and not lock.held(place):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The folder is in use. Its lock gets its name when it is taken: who finds one that nobody holds may remove the folder."""
+    new = folder / f"{LOCK}.new"
+    with new.open("wb") as file:
+        lock.take(file, folder)
+        if lock.LOCKS:
+            new.rename(folder / LOCK)
+        else:
+            new.unlink()
+        yield
+
+
+@contextmanager
+def ended_by_signal() -> Iterator[None]:
+    """SIGTERM ends the process as ctrl-c does, so that what is to be done at the end is done; a second one ends it at once."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:  # somebody else's
+        yield
+        return
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is end:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def cannot_write(out: Path, error: OSError) -> DetrError:
+    """In words what the system said, and of which file if that is not `out`."""
+    said = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    elsewhere = (
+        error.filename is not None and out.parent.absolute() not in Path(error.filename).absolute().parents
+    )
+    if elsewhere:
+        said = f"{said}: {os.fspath(error.filename)}"
+    if error.errno in FULL:
+        hint = "free some space, or choose another --out"
+    elif error.errno in FORBIDDEN:
+        hint = "choose a folder you may write to with --out"
+    else:
+        hint = "see that there is space and that you may write there, or choose another --out"
+    return DetrError(f"cannot write {out}: {said}", hint=hint)
