@@ -352,7 +352,7 @@ class Run:
         return {"skipped": skipped, "defects": {split.split: split.defects.to_json() for split in splits}}
 
 
-def _line(step: Step) -> dict[str, Any]:
+def _line(step: Step) -> dict[str, float]:
     facts = {
         "step": step.number,
         "epoch": step.epoch,
