@@ -241,6 +241,21 @@ def test_a_gradient_that_overflowed_has_no_norm_in_the_record(ask, tmp_path):
         assert [row["grad_norm"] == "" for row in csv.DictReader(file)] == [True, True, False, False, False]
 
 
+def test_a_warm_up_that_is_long_for_the_run_is_told(ask):
+    def told(**changes):
+        notes = assemble(make_plan(ask(**changes))).notes
+        return [note for note in notes if "the rate rises" in note]
+
+    assert told(changes={"recipe.warmup_steps": 1000}) == [
+        "the rate rises in the first 1000 steps; the run has 10, and the last has 1% of the rate: "
+        "better --set recipe.warmup_steps=0"
+    ]
+    assert told(epochs=8, changes={"recipe.warmup_steps": 9}) == [
+        "the rate rises in the first 9 steps; the run has 40: better --set recipe.warmup_steps=2"
+    ]
+    assert told(epochs=8, changes={"recipe.warmup_steps": 8}) == []
+
+
 def test_losses_and_boxes_are_computed_in_full_precision(ask):
     job = assemble(make_plan(ask(amp="fp16")))
     (parts, *_) = job.loader.steps(0)
