@@ -37,6 +37,7 @@ from detrcli.types import Categories
 from detrcli.weights.warm import told, warm_start
 
 FEW = 10_000  # training pictures, with which DETR and its kin score close to nothing
+LONG = 0.2  # of a run's steps, that its rate rises in
 
 
 @dataclass(slots=True, kw_only=True)
@@ -119,6 +120,7 @@ def assemble(plan: Plan, *, fresh: bool = True) -> Job:
     net = net.to(device)
     trainer = _trainer(plan, model, net, dataset.categories, device)
     loader = _loader(plan, model, dataset)
+    notes += _about_warmup(plan, len(loader)) if fresh else ()
     return Job(
         plan=plan,
         model=model,
@@ -211,6 +213,18 @@ def _about_size(plan: Plan, dataset: Dataset) -> list[str]:
             f"{unseen} of {len(classes)} classes have no training objects: {names}{', …' if unseen > 5 else ''}"
         )
     return notes
+
+
+def _about_warmup(plan: Plan, steps_per_epoch: int) -> list[str]:
+    """A recipe for much data warms up for a number of steps that little data hardly has."""
+    warmup, whole = plan.recipe.warmup_steps, plan.recipe.epochs * steps_per_epoch
+    if warmup <= LONG * whole:
+        return []
+    reached = f", and the last has {whole / warmup:.0%} of the rate" if warmup > whole else ""
+    return [
+        f"the rate rises in the first {warmup} steps; the run has {whole}{reached}: "
+        f"better --set recipe.warmup_steps={whole // 20}"
+    ]
 
 
 def _defects(dataset: Dataset) -> list[str]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -108,11 +109,12 @@ class Record:
         if ended:
             self._last_report()
 
-    def log(self, line: Mapping[str, Any]) -> None:
-        """A line that cannot be written is missing; that ends no training."""
+    def log(self, line: Mapping[str, float]) -> None:
+        """A line that cannot be written is missing; that ends no training. What is not finite, for which JSON has no number, is null."""
         assert self._lines is not None
+        plain = {name: value if math.isfinite(value) else None for name, value in line.items()}
         try:
-            self._lines.write(f"{json.dumps(line)}\n".encode())
+            self._lines.write(f"{json.dumps(plain)}\n".encode())
         except OSError as error:
             if not self._warned:
                 log.warning("%s cannot be written: %s", METRICS_FILE, error.strerror or error)

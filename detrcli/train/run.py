@@ -215,8 +215,7 @@ class Run:
         watched = self.audience.evaluating(len(job.val))
 
         def advance(done: int) -> None:
-            if self.signals.end and not distributed.running():
-                raise _Stopped
+            self._hear()
             if watched:
                 watched(done)
 
@@ -245,6 +244,14 @@ class Run:
         if self.main:
             job.record.log({"step": job.step, "epoch": epoch, **result.metrics})
         self.audience.evaluated(job.step, result, better)
+
+    def _hear(self) -> None:
+        """Signals in the middle of an evaluation. Alone, one that ends the run ends it here. Of several ranks none can leave while the
+        others wait for its answers, which may take longer than there is time: so what there is to go on from is saved now."""
+        if self.signals.end and not distributed.running():
+            raise _Stopped
+        if (self.signals.end or self.signals.save) and self.state_step != self.job.step:
+            self._save()
 
     def _good_state(self) -> bool:
         """Whether there is a state of other weights than those at hand, which are not; if theirs is the newest, it gives way."""
@@ -348,7 +355,7 @@ class Run:
         return {"skipped": skipped, "defects": {split.split: split.defects.to_json() for split in splits}}
 
 
-def _line(step: Step) -> dict[str, Any]:
+def _line(step: Step) -> dict[str, float]:
     facts = {
         "step": step.number,
         "epoch": step.epoch,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -146,9 +147,11 @@ class Logging:
     def _send(self, step: int, more: Mapping[str, float] | None = None) -> None:
         assert self.sink is not None
         means = {
-            name: sum(row[name] for row in self.waiting) / len(self.waiting)
+            name: sum(finite) / len(finite)
             for name in (self.waiting[0] if self.waiting else ())
             if all(name in row for row in self.waiting)
+            # a gradient that overflowed in 16 bits has no norm
+            if (finite := [row[name] for row in self.waiting if math.isfinite(row[name])])
         }
         self.waiting.clear()
         if values := {**means, **(more or {})}:

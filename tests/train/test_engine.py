@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -214,6 +215,45 @@ def test_fp16_may_be_taken_up_on_the_way_and_ends_where_no_scale_helps(ask, tmp_
     assert "--amp off --allow-change amp" in caught.value.hint
     assert state.read(folder)["step"] == 4
     assert train(Request(amp="off", steps=6), resume=folder, allow_change=["amp"]).steps == 6
+
+
+def test_a_gradient_that_overflowed_has_no_norm_in_the_record(ask, tmp_path):
+    """Every line is JSON, and everything that reads them goes on."""
+    watch = Watch(
+        1, lambda: watch.job.trainer.scaler.update(2.0)
+    )  # with the scale that it begins with, all do
+    run = train(ask(amp="fp16", epochs=1), out=tmp_path / "run", watch=watch).folder
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    rows = [
+        json.loads(line, parse_constant=refuse) for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [row["grad_norm"] is None for row in rows if "loss" in row] == [True, True, False, False, False]
+    assert len(runs.find(run).history().curve("grad_norm")[1]) == 3
+    assert (
+        detr("runs", "show", run, "--html", tmp_path / "page.html", "--png", tmp_path / "curves.png").code
+        == 0
+    )
+    assert detr("runs", "compare", run, run).code == 0
+    with (run / "steps.csv").open(newline="") as file:
+        assert [row["grad_norm"] == "" for row in csv.DictReader(file)] == [True, True, False, False, False]
+
+
+def test_a_warm_up_that_is_long_for_the_run_is_told(ask):
+    def told(**changes):
+        notes = assemble(make_plan(ask(**changes))).notes
+        return [note for note in notes if "the rate rises" in note]
+
+    assert told(changes={"recipe.warmup_steps": 1000}) == [
+        "the rate rises in the first 1000 steps; the run has 10, and the last has 1% of the rate: "
+        "better --set recipe.warmup_steps=0"
+    ]
+    assert told(epochs=8, changes={"recipe.warmup_steps": 9}) == [
+        "the rate rises in the first 9 steps; the run has 40: better --set recipe.warmup_steps=2"
+    ]
+    assert told(epochs=8, changes={"recipe.warmup_steps": 8}) == []
 
 
 def test_losses_and_boxes_are_computed_in_full_precision(ask):

@@ -17,6 +17,7 @@ from detrcli.errors import UsageError
 from detrcli.train import loggers
 from detrcli.train.plan import Request
 from detrcli.train.run import train
+from detrcli.train.watch import Logging
 from tests.cli.run import detr
 
 
@@ -93,6 +94,26 @@ def test_mlflow_is_told(toys, tmp_path):
     (meta,) = store.glob("*/*/meta.yaml")
     assert json.loads((folder / "loggers.json").read_text())["mlflow"] == meta.parent.name
     assert (meta.parent / "params" / "recipe.lr").read_text() == "0.001"
+
+
+class Kept:
+    def __init__(self):
+        self.told = []
+
+    def scalars(self, step, values):
+        self.told.append(values)
+
+    def close(self, status): ...
+
+
+def test_a_mean_leaves_out_what_is_not_finite():
+    """A gradient that overflowed in 16 bits has no norm; a run of them tells none."""
+    told = Logging("kept", sink=Kept())
+    told.waiting = [{"loss": 1.0, "norm": float("nan")}, {"loss": 2.0, "norm": 4.0}]
+    told._send(2)
+    told.waiting = [{"loss": 1.0, "norm": float("inf")}]
+    told._send(3)
+    assert told.sink.told == [{"loss": 1.5, "norm": 4.0}, {"loss": 1.0}]
 
 
 class Failing:

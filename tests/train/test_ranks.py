@@ -19,6 +19,7 @@ import torch
 
 from detrcli import distributed, evaluate, launch
 from detrcli.errors import UsageError
+from detrcli.evaluate import run as evaluation
 from detrcli.meeting import PeerError, agreed_name
 from detrcli.plugins import resolve
 from detrcli.train import estimate, state
@@ -284,6 +285,37 @@ def test_a_signal_to_one_rank_and_the_batch_that_fits_on_one_are_those_of_all(sh
     ended = launch.on_ranks(2, stopped_on_the_second, Request(data=str(shapes), **SMALL), tmp_path / "run")
     assert [told[:2] for told in ended] == [(3, signal.SIGTERM)] * 2
     assert ended[1][2] == [2]  # the first has tried other parts, too
+
+
+def met_in_its_second_evaluation(request, out, number):
+    """A run that gets a signal while it scores: the steps of the states that there were before each batch of the first rank's
+    share, and the signal that ended it."""
+    detect, before = evaluation._detect, []
+
+    def look(*args):
+        if distributed.is_main():  # the others may look before it has saved
+            before.append(state.read(out)["step"])
+        if len(before) == 3:
+            os.kill(os.getppid(), number)
+            time.sleep(0.5)
+        return detect(*args)
+
+    with patch.object(evaluation, "_detect", look):
+        done = train(request, out=out)
+    return before, done.stopped_by
+
+
+@pytest.mark.parametrize(
+    ("number", "stopped_by"), [(signal.SIGTERM, signal.SIGTERM), (signal.SIGUSR1, None)], ids=["TERM", "USR1"]
+)
+def test_a_signal_in_an_evaluation_is_answered_with_a_state_at_once(shapes, tmp_path, number, stopped_by):
+    """The others wait for what each rank finds, so it goes on; but what was learned up to there is safe."""
+    request = Request(data=str(shapes), epochs=3, **SMALL)
+    before, ended = launch.on_ranks(2, met_in_its_second_evaluation, request, tmp_path / "run", number)
+    assert before[:4] == [5, 5, 5, 10]
+    assert ended == stopped_by
+    assert train(Request(), resume=tmp_path / "run").steps == 15
+    assert sorted(losses(tmp_path / "run")) == list(range(15))
 
 
 def test_ctrl_c_ends_ranks_that_do_not_listen_yet_without_a_word(capfd):
