@@ -18,6 +18,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+FEW = 12  # names that can be told all
+
 
 class DetrError(Exception):
     """Something failed; shown to the user as one line and a hint, never as a traceback."""
@@ -88,13 +90,12 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
 
 
 def unknown(what: str, name: str, known: Iterable[str], *, see: str | None = None) -> UsageError:
-    """The error for a name that is not among the known ones, with the nearest as the hint."""
+    """The error for a name that is not among the known ones, with the nearest as the hint, and all where they are few."""
     known = list(known)
     near = nearest(name, known)
-    if near:
-        hint = f"did you mean {' or '.join(repr(n) for n in near)}?"
-    elif known and len(known) <= 12:
-        hint = f"known: {', '.join(known)}"
-    else:
-        hint = f"see: {see}" if see else ""
-    return UsageError(f"unknown {what} {name!r}", hint=hint or None)
+    hints = [f"did you mean {' or '.join(repr(n) for n in near)}?"] if near else []
+    if len(near) < len(known) <= FEW:
+        hints.append(f"known: {', '.join(known)}")
+    elif see and not near:
+        hints.append(f"see: {see}")
+    return UsageError(f"unknown {what} {name!r}", hint=" ".join(hints) or None)

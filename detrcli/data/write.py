@@ -96,14 +96,20 @@ def _copy_pictures(dataset: Dataset, names: list[str], folder: Path) -> None:
 
 @contextlib.contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder that gets its name when it is complete."""
+    """A folder that gets its name when it is complete; one that is there keeps its place, where somebody may stand in it, and gets
+    its content then."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not an empty folder", hint="choose a new folder")
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    there, suffix = out.exists(), f".partial-{os.getpid()}"
+    partial = out / suffix if there else out.with_name(f".{out.name}{suffix}")
     try:
         partial.mkdir(parents=True)
         yield partial
-        partial.replace(out)
+        if not there:
+            partial.replace(out)
+            return
+        for path in sorted(partial.iterdir(), reverse=True):  # by which the data set is recognised, last
+            path.replace(out / path.name)
     except OSError as error:
         raise DataError(f"{out}: cannot write: {error.strerror or error}") from error
     finally:

@@ -24,6 +24,17 @@ Logger = Literal["tensorboard", "wandb", "mlflow"]
 SEEDS = 2**63  # as many as TOML's whole numbers
 
 
+_COUNTED = ("epochs", "steps", "batch_size", "device_batch", "eval_every", "patience")
+_LEAST = dict.fromkeys(_COUNTED, 1) | dict.fromkeys(("lr", "seed", "workers", "save_every"), 0)
+
+
+def _in_range(asked: Request | Plan) -> None:
+    """The law of both, for what each of them has."""
+    for name, least in _LEAST.items():
+        if (value := getattr(asked, name, None)) is not None:
+            in_range(name, value, least, most=SEEDS - 1 if name == "seed" else math.inf)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What the user asked for; None means: as the recipe, the data or the stored plan say."""
@@ -56,11 +67,7 @@ class Request:
     under: Request | None = None  # a file's, whose recipe and changes come before these
 
     def __post_init__(self) -> None:
-        counted = ("epochs", "steps", "batch_size", "device_batch", "eval_every", "patience")
-        least = dict.fromkeys(counted, 1) | {"lr": 0, "seed": 0, "workers": 0, "save_every": 0}
-        for name, value in ((name, getattr(self, name)) for name in least):
-            if value is not None:
-                in_range(name, value, least[name], most=SEEDS - 1 if name == "seed" else math.inf)
+        _in_range(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +99,9 @@ class Plan:
     save_every: float = 10.0  # minutes, beside the end of every epoch
     data_root: str | None = None
     log: tuple[Logger, ...] = ()
+
+    def __post_init__(self) -> None:
+        _in_range(self)
 
     def to_plain(self) -> dict[str, Any]:
         table: dict[str, Any] = to_plain(self)

@@ -178,5 +178,5 @@ def read_plan(folder: Path) -> Plan:
     except UsageError as error:
         raise CheckpointError(
             f"{folder} is no training run that can be resumed: {error}",
-            hint="name the folder that `detr train` printed",
+            hint="name the folder that `detr train` printed, with its files as they were written",
         ) from error

@@ -72,9 +72,10 @@ def clear(out: Path) -> None:
 
 
 def _is_meant(run: Path, data: str | None, model: str | None) -> bool:
-    about = runs.read(run) or {}
+    about = runs.read(run)
     return (
-        data in (None, about.get("data"))
+        about is not None
+        and data in (None, about.get("data"))
         and model in (None, about.get("model"))
         and about.get("status") != "finished"
     )

@@ -121,7 +121,7 @@ def test_convert_there_and_back(detr, coco_folder, tmp_path):
     code, out, _ = detr("info", "c", "--json")
     assert json.loads(out)["splits"]["val"]["classes"] == {"cat": 1, "dog": 2, "tooth brush": 1}
     code, _, err = detr("convert", coco_folder, "z", "--to", "yoloo")
-    assert (code, "did you mean 'yolo'" in err) == (2, True)
+    assert (code, "did you mean 'yolo'? known: coco, yolo" in err) == (2, True)
     assert detr("convert", coco_folder, "y")[0] == 2  # the folder is not empty
 
 
@@ -166,12 +166,17 @@ def test_split_cuts_every_class_in_proportion_and_the_same_way_each_time(detr, t
     assert json.loads(detr("check", "one", "--json")[1])["errors"] == 0
 
 
-def test_shapes_are_written_whole(detr, tmp_path):
+def test_shapes_are_written_whole(detr, tmp_path, monkeypatch):
     code, out, err = detr("shapes", "s", "--train", "3", "--val", "2", "--preset", "hard")
     assert (code, out.strip()) == (0, "s: 3 train, 2 val")
     assert "next: detr data view s" in err
     assert len(list((tmp_path / "s" / "train").glob("*.png"))) == 3
     assert detr("shapes", "s")[0] == 2
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert detr("shapes", ".", "--train", "3", "--val", "2")[0] == 0
+    assert sorted(os.listdir(".")) == ["annotations", "train", "val"]  # still the folder to stand in
+    assert json.loads(detr("info", ".", "--json")[1])["splits"]["train"]["images"] == 3
     assert detr("shapes", "t", "--preset", "hrad")[0] == 2
     assert detr("shapes", "t", "--train", "0")[0] == 2
 

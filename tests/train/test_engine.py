@@ -382,6 +382,23 @@ def test_options_that_would_do_nothing_are_refused(ask, tmp_path, monkeypatch, w
     assert not (tmp_path / "elsewhere").exists()
 
 
+@pytest.mark.parametrize("seed", ["-1", "9223372036854775808", "1.5"])
+def test_a_stored_setting_that_was_spoiled_is_named_with_its_line(ask, tmp_path, seed):
+    folder = train(ask(steps=1), out=tmp_path / "run").folder
+    config = folder / "config.toml"
+    config.write_text(config.read_text().replace("seed = 0", f"seed = {seed}"))
+    with pytest.raises(CheckpointError, match=r"config\.toml:\d+: .*seed (must be at|needs a whole number)"):
+        train(Request(steps=2), resume=folder)
+
+
+def test_auto_does_not_take_a_folder_with_a_state_for_a_run(ask, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETR_RUNS", str(tmp_path))
+    folder = train(ask(steps=1)).folder
+    (folder / "run.json").unlink()
+    with pytest.raises(UsageError, match="train needs data and a model"):
+        train(Request(), resume="auto")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
 def test_a_run_of_a_device_that_is_not_here_says_how_to_go_on(ask, tmp_path):
     folder = train(ask(steps=1), out=tmp_path / "run").folder
