@@ -91,6 +91,14 @@ def in_range(name: str, value: float, least: float, most: float = math.inf) -> N
         raise ValueError(f"{name} must be {bound} (value given: {value})")
 
 
+def at_least(least: int, config: object, *names: str) -> None:
+    """`in_range` for fields of a configuration, in its `__post_init__`; a field that is None has no bound."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None:
+            in_range(name, value, least)
+
+
 def parse_assignments(texts: list[str]) -> dict[str, Plain]:
     """`["lr=1e-4", "name=tiny"]` as a table; values are TOML literals, else plain strings."""
     table: dict[str, Plain] = {}

@@ -115,7 +115,7 @@ def profile(
     form: Literal["table", "csv", "markdown"] = "csv" if as_csv else "markdown" if as_markdown else "table"
     for table in tables:
         profile_tables.show(table, form)
-    _tell(rows, about, by_part)
+    _tell(rows, about, by_part, compare_published)
 
 
 def _choose(names: list[str]) -> list[Model]:
@@ -212,7 +212,7 @@ def _plot(rows: list[Row], path: Path, as_json: bool) -> None:
     console.note(f"drawn: {path}")
 
 
-def _tell(rows: list[Row], about: dict[str, object], by_part: bool) -> None:
+def _tell(rows: list[Row], about: dict[str, object], by_part: bool, published: bool) -> None:
     sizes, besides = about["sizes"], about["besides"]
     assert isinstance(sizes, list)
     assert isinstance(besides, dict)
@@ -220,5 +220,5 @@ def _tell(rows: list[Row], about: dict[str, object], by_part: bool) -> None:
     for name, kinds in besides.items():
         console.note(f"{name}: {', '.join(kinds)} too, as its paper")
     for row in rows:
-        for line in profile_tables.remarks(row, by_part):
+        for line in profile_tables.remarks(row, by_part, published):
             console.note(f"{row.profile.model.name}: {line}")

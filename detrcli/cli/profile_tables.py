@@ -75,6 +75,13 @@ def _published(found: Profile, shown: Shown) -> dict[str, str]:
     return {name: _difference(differences.get(what)) for what, name in names}
 
 
+def _published_part(found: Profile, part: str) -> dict[str, str]:
+    from detrcli.profile.published import against_published, of_part
+
+    differences = {d.what: d for d in against_published(found)}
+    return {"published GFLOPs": _difference(differences.get(of_part(part)))}
+
+
 def _difference(d: Difference | None) -> str:
     return "" if d is None else f"{d.published:g} ({d.percent:+.1f} %)"
 
@@ -93,6 +100,7 @@ def _part(row: Row, shown: Shown, part: str) -> dict[str, str]:
         "part": f"{found.model.name} {part}" if "." not in part else f"  {part}",
         "params (M)": amount(params / 1e6, 2) if params else "",
         "GFLOPs": amount(macs * shown.factor / GIGA, 2),
+        **(_published_part(found, part) if shown.published else {}),
         "share": f"{100 * macs / found.macs:.1f} %",
         "queries": f"{queries:.0f}" if queries else "",
     }
@@ -153,8 +161,10 @@ def roofline(rows: list[Row]) -> Table:
     return table
 
 
-def remarks(row: Row, by_part: bool) -> Iterator[str]:
+def remarks(row: Row, by_part: bool, published: bool) -> Iterator[str]:
     """What no column tells."""
+    from detrcli.profile.published import against_published
+
     found = row.profile
     total = sum(found.tokens)
     if by_part and total:
@@ -162,6 +172,10 @@ def remarks(row: Row, by_part: bool) -> Iterator[str]:
         yield f"positions of each scale: {scales}"
     for name, calls in found.unknown.items():
         yield f"unknown: {calls} calls of {name}, not in the sum"
+    far = [d for d in against_published(found) if not d.close] if published else []
+    if far:
+        differs = ", ".join(f"{d.what} {d.percent:+.1f} %" for d in far)
+        yield f"differs from what is published ({differs}): {far[0].why or 'no reason is known'}"
 
 
 def document(row: Row, shown: Shown) -> dict[str, Any]:

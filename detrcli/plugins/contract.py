@@ -59,12 +59,13 @@ class Published:
     ap_large: float | None = None
     params_m: float | None = None
     gflops: float | None = None
+    gflops_by_part: Mapping[str, float] = field(default_factory=dict)  # by the family's `parts`
     gflops_at: str = "coco100"  # the picture sizes it was counted at, as `detr profile --size` takes them
     gflops_also: tuple[str, ...] = ()  # the operators it counted besides, as `--also` takes them
     gflops_set: Mapping[str, Any] = field(
         default_factory=dict
     )  # the settings it was counted with, if not ours
-    difference: str = ""  # why our count is more than 2 % away, be it of parameters or of GFLOPs
+    difference: str = ""  # why our count is more than 2 % away, be it of parameters, of GFLOPs or of a part's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,8 +51,14 @@ class Difference:
         return abs(self.percent) <= CLOSE
 
 
+def of_part(part: str) -> str:
+    """What the difference of a part is called."""
+    return f"{part} GFLOPs"
+
+
 def against_published(found: Profile) -> list[Difference]:
-    """Parameters (millions) and GFLOPs where the paper gives them; the profile should have been made `as_its_paper`."""
+    """Parameters (millions) and GFLOPs, of parts too, where the paper gives them; the profile should have been made
+    `as_its_paper`."""
     published = found.model.variant.published
     if published is None:
         return []
@@ -60,6 +66,8 @@ def against_published(found: Profile) -> list[Difference]:
         ("parameters (M)", published.params_m, found.params / 1e6),
         ("GFLOPs", published.gflops, found.macs / 1e9),
     ]
+    for part, said in published.gflops_by_part.items():
+        rows.append((of_part(part), said, found.by_part.get(part, 0.0) / 1e9))
     return [
         Difference(what, said, ours, published.difference) for what, said, ours in rows if said is not None
     ]

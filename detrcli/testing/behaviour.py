@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import is_dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast, get_args, get_origin, get_type_hints
 from unittest import SkipTest
 
 import torch
 from torch import Tensor, nn
 
 from detrcli import ops
+from detrcli.config import assign
+from detrcli.errors import UsageError
 from detrcli.nn.backbone import resize_mask
 from detrcli.plugins import Model
 from detrcli.testing.golden import answers, keys, stored, waved
-from detrcli.testing.samples import CLASSES, pictures, run_small
+from detrcli.testing.samples import CLASSES, SMALL, pictures, run_small
 from detrcli.types import Output
 from detrcli.weights.fingerprint import differs
 
@@ -33,6 +37,51 @@ def outputs_have_their_shapes(model: Model) -> None:
             assert layer.boxes.shape == output.boxes.shape, (
                 "auxiliary layers answer for the same queries as the last"
             )
+
+
+def sizes_have_bounds(model: Model) -> None:
+    """None, or fewer, of anything that is counted is either meant, or refused with the setting named."""
+    if model.variant.params > SMALL:
+        return
+    for path in _whole_numbers(type(model.config)):
+        for value in (0, -1):
+            changed = _set(model, path, value)
+            if isinstance(changed, Model):
+                _answers(changed, f"{path}={value}")
+            else:
+                assert path.rpartition(".")[2] in changed, (
+                    f"{path}={value} is refused without its name: {changed}"
+                )
+
+
+def _set(model: Model, path: str, value: int) -> Model | str:
+    """The model with a setting changed, or why it is refused."""
+    try:
+        return model.configured(assign(model.config, {path: value}))
+    except UsageError as refusal:
+        return str(refusal)
+
+
+def _answers(model: Model, setting: str) -> None:
+    images, mask = pictures()
+    try:
+        for module in run_small(model):
+            with torch.no_grad():
+                output = module(images, mask)
+            model.family.postprocess(model.config, output, torch.tensor([[96, 128], [64, 96]]))
+    except Exception as error:
+        raise AssertionError(
+            f"{model.name} takes {setting} and breaks ({type(error).__name__}: {error}): call at_least in __post_init__"
+        ) from error
+
+
+def _whole_numbers(kind: type, prefix: str = "") -> Iterator[str]:
+    """The paths of a configuration that hold whole numbers, None beside them or not."""
+    for name, hint in get_type_hints(kind).items():
+        if is_dataclass(hint):
+            yield from _whole_numbers(cast(type, hint), f"{prefix}{name}.")
+        elif int in (hint, *get_args(hint)) and get_origin(hint) is not tuple:
+            yield prefix + name
 
 
 def _check_output(output: Output, batch: int) -> None:

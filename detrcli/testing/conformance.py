@@ -25,6 +25,7 @@ CHECKS: tuple[Check, ...] = (
     declaration.configurations_travel,
     declaration.key_maps_run_both_ways,
     behaviour.outputs_have_their_shapes,
+    behaviour.sizes_have_bounds,
     behaviour.evaluation_is_deterministic,
     behaviour.pictures_do_not_see_each_other,
     behaviour.no_mask_means_no_padding,

@@ -148,11 +148,23 @@ def test_sixteen_bit_geometry_is_read_as_it_is(kind: str, device: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("queries", [5, 200])
-def test_any_number_of_threads_gives_the_same_bits(kind: str, queries: int) -> None:
-    case = make_case(kind, queries=queries, depth=32, heads=4, box=True, masked=True).to(torch.float32)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"heads": 4},  # 3 and 5 threads do not share the heads out: backward then takes two passes
+        {
+            "batch": 1,
+            "heads": 1,
+            "shapes": [(6, 5), (0, 4), (3, 4), (2, 1)],
+        },  # fewer heads than threads: by levels
+    ],
+    ids=["heads", "levels"],
+)
+def test_any_number_of_threads_gives_the_same_bits(kind: str, queries: int, sizes: dict[str, Any]) -> None:
+    case = make_case(kind, queries=queries, depth=32, box=True, masked=True, **sizes).to(torch.float32)
     expected, expected_grads = case.gradients("native")
     try:
-        for threads in (2, 3):  # 3 do not share the heads out: backward then takes two passes
+        for threads in (2, 3, 5):
             torch.set_num_threads(threads)
             out, grads = case.gradients("native")
             assert torch.equal(out, expected)

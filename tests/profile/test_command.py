@@ -93,6 +93,23 @@ def test_published_numbers_stand_beside_ours_at_the_papers_sizes(detr):
     gflops = next(row for row in model["published"] if row["what"] == "GFLOPs")
     assert gflops["published"] == 130
     assert abs(gflops["percent"]) < 2
+    encoder = next(row for row in model["published"] if row["what"] == "encoder GFLOPs")
+    assert encoder["published"] == 30
+    assert encoder["counted"] == pytest.approx(model["flops_by_part"]["encoder"] / 1e9)
+    assert encoder["why"]
+
+
+def test_published_numbers_of_parts_stand_beside_them_and_a_difference_has_its_reason(detr):
+    asked = ("profile", "-m", "lite_deformable/h2l2-2x3", "--by-part", "--csv")
+    shown = detr(*asked, "--compare-published")
+    rows = {row["part"].split()[-1]: row for row in csv.DictReader(io.StringIO(shown.out))}
+    assert rows["encoder"]["published GFLOPs"] == "23 (+26.2 %)"
+    assert rows["backbone"]["published GFLOPs"] == ""
+    said = " ".join(shown.err.split())
+    assert "encoder GFLOPs +26.2 %): the encoder counts 6 GFLOPs more" in said
+    plain = detr(*asked, "--size", "800x1066")
+    assert "published" not in plain.out
+    assert "differs from" not in plain.err
 
 
 def test_the_roof_is_arithmetic_or_memory():

@@ -85,6 +85,13 @@ class Odd:
     sides: frozenset[int] = frozenset({3})
 
 
+@dataclass(frozen=True)
+class Unbounded:
+    """A configuration that takes what no model can be built of."""
+
+    num_queries: int = 10
+
+
 def zero(losses: Any) -> Any:
     return replace(losses, total=0 * losses.total)
 
@@ -142,6 +149,7 @@ BROKEN: dict[str, tuple[Callable[[Model], None], Model, str]] = {
         with_variant(config=replace(SOUND.config, num_queries=SOUND.config.num_queries + 1)),
         "python -m detrcli.testing detr",
     ),
+    "a number of nothing": (behaviour.sizes_have_bounds, with_variant(config=Unbounded()), "takes num_queries=0 and breaks"),
     "an idle parameter": (learning.every_parameter_learns, with_family(build_model=idle), "unused"),
     "a loss that nothing follows": (learning.the_loss_falls, losing(lambda losses, _: zero(losses)), "12 steps"),
     "a loss that needs objects": (learning.losses_stand_odd_targets, losing(empty_is_nan), "for [0, 0] objects"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from detrcli.config import at_least
 from detrcli.plugins.backbones import BackboneConfig
 
 
@@ -91,6 +92,9 @@ class D2etrConfig:
     token_dice_weight: float = 2.0
 
     def __post_init__(self) -> None:
+        at_least(0, self, "fuse_blocks")
+        at_least(1, self, "width", "heads", "fuse_ffn", "pool")
+        at_least(1, self, "decoder_layers", "points", "ffn", "num_queries")
         if self.width % self.heads:
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
         if self.width % 4:
@@ -99,8 +103,6 @@ class D2etrConfig:
             raise ValueError(f"decoded_maps ({self.decoded_maps}) must be 1 to {self.maps}, the fused maps")
         if self.maps < 2:
             raise ValueError("backbone.levels and coarser_map must give at least 2 maps to fuse")
-        if self.pool < 1:
-            raise ValueError(f"pool ({self.pool}) must be at least 1")
         if self.two_stage and not self.refine:
             raise ValueError("two_stage needs refine: proposals are boxes that the decoder refines")
         if self.keep_proposals and not self.two_stage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from detrcli.config import at_least
 from detrcli.plugins.backbones import BackboneConfig
 
 
@@ -25,6 +26,9 @@ class DeformableDetrConfig:
     mask_proposals: bool = True  # padding and border tokens are never proposals (official code: they may be)
 
     def __post_init__(self) -> None:
+        at_least(0, self, "encoder_layers")
+        at_least(1, self, "levels", "points", "width", "heads", "ffn")
+        at_least(1, self, "decoder_layers", "num_queries", "proposal_channels")
         if self.width % self.heads:
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
         if self.width % 32:

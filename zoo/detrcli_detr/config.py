@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from detrcli.config import at_least
 from detrcli.plugins.backbones import BackboneConfig
 
 
@@ -20,5 +21,7 @@ class DetrConfig:
     no_object: float = 0.1  # weight of "no object" in the class loss
 
     def __post_init__(self) -> None:
+        at_least(0, self, "encoder_layers")
+        at_least(1, self, "width", "heads", "ffn", "decoder_layers", "num_queries")
         if self.width % self.heads:
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from detrcli.config import at_least
 from detrcli.plugins.backbones import BackboneConfig
 
 NeighbourOrder = Literal["upsample_first", "resize_offsets"]
@@ -83,6 +84,9 @@ class DynamicDetrConfig:
     """Of GIoU in matching and loss: ours, as above."""
 
     def __post_init__(self) -> None:
+        at_least(0, self, "extra_levels", "encoder_layers", "class_layers", "box_layers")
+        at_least(1, self, "width", "norm_groups", "dyrelu_reduction", "heads", "ffn")
+        at_least(1, self, "decoder_layers", "num_queries", "pool_size", "pool_samples", "filter_width")
         levels = self.backbone.levels
         if self.backbone.dilated or levels != tuple(range(levels[0], levels[0] + len(levels))):
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from detrcli.config import at_least, in_range
 from detrcli.plugins.backbones import BackboneConfig
 from detrcli_deformable_detr.config import DeformableDetrConfig
 
@@ -27,10 +28,7 @@ class Interleaving:
     shared_offsets: bool = False  # one set of sampling offsets for all levels
 
     def __post_init__(self) -> None:
-        if self.blocks < 1:
-            raise ValueError(f"blocks ({self.blocks}) must be at least 1")
-        if self.low_ffn is not None and self.low_ffn < 1:
-            raise ValueError(f"low_ffn ({self.low_ffn}) must be positive, or none")
+        at_least(1, self, "blocks", "low_ffn")
         if not self.key_aware and (self.own_keys or self.shared_offsets):
             raise ValueError("own_keys and shared_offsets are choices of key_aware attention")
 
@@ -40,6 +38,7 @@ class Interleaving:
             raise ValueError(f"host.levels ({levels}) must be at least 2: one high and one low")
         if not 1 <= self.high_levels < levels:
             raise ValueError(f"encoder.high_levels ({self.high_levels}) must be between 1 and {levels - 1}")
+        in_range("host.encoder_layers", layers, 1)
         if layers % self.blocks:
             raise ValueError(
                 f"encoder.blocks ({self.blocks}) must divide host.encoder_layers ({layers}) without rest"
@@ -100,6 +99,8 @@ class DinoConfig:
     top: int = 300  # detections a picture
 
     def __post_init__(self) -> None:
+        at_least(0, self, "encoder_layers")
+        at_least(1, self, "levels", "points", "width", "heads", "ffn", "decoder_layers", "num_queries", "top")
         if self.width % self.heads:
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
         if self.width % 32:

@@ -49,8 +49,8 @@ def _row(
     host: DinoConfig,
     params: int,
     ap: tuple[float, ...],
-    gflops: float,
-    difference: str = "",
+    gflops: tuple[float, float],
+    difference: str,
 ) -> Variant[LiteDinoConfig]:
     high, blocks = ROWS[name]
     backbone = "" if host.backbone == R50.backbone else "swin-t-"
@@ -65,14 +65,26 @@ def _row(
     )
 
 
-ONE_SIZE = "the table prints 47 M parameters in every row"
+NO_SAMPLING = "the encoder's number fits a count without bilinear sampling, which is counted here"
+REST = (
+    "the table's encoder does not fit its total, which agrees: less the encoder this row is 2 GFLOPs above `dino` and "
+    "`h3l1-2x3`, whose other parts are the same; why it is further from the encoder counted here is not known"
+)
+ONE_SIZE = "the table prints 47 M parameters in every row; "
 VARIANTS = (
-    _row("h3l1-2x3", R50, 47_684_222, (50.4, 68.5, 54.6, 33.5, 53.6, 65.5), 151),
-    _row("h3l1-6x1", R50, 47_420_030, (50.2, 68.6, 54.3, 33.0, 53.4, 66.0), 141),
-    _row("h2l2-2x3", R50, 47_684_222, (49.9, 68.2, 54.6, 32.3, 52.9, 64.7), 130),
-    _row("h3l1-2x3", SWIN_T, 48_227_256, (53.9, 72.0, 58.8, 37.9, 57.0, 69.1), 159, ONE_SIZE),
-    _row("h3l1-6x1", SWIN_T, 47_963_064, (53.3, 71.7, 58.2, 36.3, 56.6, 68.7), 149, ONE_SIZE),
-    _row("h2l2-2x3", SWIN_T, 48_227_256, (53.1, 71.4, 57.9, 36.6, 56.0, 68.8), 138, ONE_SIZE),
+    _row("h3l1-2x3", R50, 47_684_222, (50.4, 68.5, 54.6, 33.5, 53.6, 65.5), (151, 53), NO_SAMPLING),
+    _row("h3l1-6x1", R50, 47_420_030, (50.2, 68.6, 54.3, 33.0, 53.4, 66.0), (141, 41), REST),
+    _row("h2l2-2x3", R50, 47_684_222, (49.9, 68.2, 54.6, 32.3, 52.9, 64.7), (130, 30), REST),
+    _row(
+        "h3l1-2x3",
+        SWIN_T,
+        48_227_256,
+        (53.9, 72.0, 58.8, 37.9, 57.0, 69.1),
+        (159, 53),
+        ONE_SIZE + NO_SAMPLING,
+    ),
+    _row("h3l1-6x1", SWIN_T, 47_963_064, (53.3, 71.7, 58.2, 36.3, 56.6, 68.7), (149, 41), ONE_SIZE + REST),
+    _row("h2l2-2x3", SWIN_T, 48_227_256, (53.1, 71.4, 57.9, 36.6, 56.0, 68.8), (138, 30), ONE_SIZE + REST),
     Variant(
         name="tiny",
         summary="for tests and a first look; ours, not the paper's",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from detrcli.config import at_least
 from detrcli.plugins.backbones import BackboneConfig
 
 
@@ -20,6 +21,8 @@ class AnchorDetrConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        at_least(0, self, "encoder_layers")
+        at_least(1, self, "width", "heads", "ffn", "decoder_layers", "anchors", "patterns")
         if self.width % self.heads:
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
         if self.width % 4:
