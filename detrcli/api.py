@@ -233,7 +233,9 @@ def _evaluate(request: Evaluation) -> EvalResult:
     dataset = request.data
     if isinstance(dataset, str):
         dataset = load_truth(dataset, request.split, request.data_root)
-    predictor = load(request.model, weights=request.weights, device=_device_of_rank(request.device))
+    predictor = load(
+        request.model, weights=request.weights, device=_device_of_rank(request.device, request.model)
+    )
     total = min(request.limit or len(dataset), len(dataset))
     shown = request.progress if distributed.is_main() else None
     with shown(total) if shown else nullcontext() as advance:
@@ -254,12 +256,15 @@ def _evaluate(request: Evaluation) -> EvalResult:
     return replace(result, model=predictor.name, weights=predictor.weights)
 
 
-def _device_of_rank(device: str | None) -> str | None:
-    """Without another wish each of several processes takes a GPU of its own, where there are GPUs."""
+def _device_of_rank(device: str | None, model: str | None) -> str | None:
+    """Without another wish each of several processes takes a GPU of its own, where there are GPUs and what runs is torch."""
     from detrcli import distributed
+    from detrcli.export.description import exported_file
 
     device = device or os.environ.get("DETR_DEVICE")
-    if distributed.world_size() == 1:
+    file = exported_file(model)
+    elsewhere = file is not None and file.suffix.lower() != ".pt2"
+    if distributed.world_size() == 1 or (device is None and elsewhere):
         return device
     import torch
 

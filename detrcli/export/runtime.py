@@ -174,7 +174,8 @@ def in_pixels(output: Output, sizes: Tensor) -> list[Detections]:
 
 
 def _place(format: Format, device: str | None) -> torch.device:
-    place = choose_device(device) if format == "pt2" or device else torch.device("cpu")
+    asked = device not in (None, "auto")
+    place = choose_device(device) if format == "pt2" or asked else torch.device("cpu")
     if place.type == "cpu" or format == "pt2":
         return place
     if format == "onnx":
@@ -198,10 +199,8 @@ def providers(place: torch.device) -> list[str | tuple[str, dict[str, int]]]:
 def _open_onnx(path: Path, place: torch.device) -> tuple[Session, Description]:
     import onnxruntime
 
-    with path.open("rb") as file:
-        description = parse(
-            metadata.description_in(file), path
-        )  # before a runtime that lacks another's operators
+    with path.open("rb") as file:  # first, as the runtime may lack another's operators
+        description = parse(metadata.description_in(file), path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; they are raised as well
     options.intra_op_num_threads = torch.get_num_threads()

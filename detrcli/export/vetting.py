@@ -65,9 +65,13 @@ OTHERS = frozenset(
 
 SYMBOL = re.compile(r"Symbol\('[a-z]{1,3}\d{1,6}'(?:, [a-z]+=(?:True|False))*\)")
 SIDE = re.compile(r"L\['(?:images|mask)'\]\.size\(\)\[\d\]")
+_WORDS = """
+Add Mul Integer FloorDiv CeilDiv CleanDiv IntTrueDiv Mod PythonMod ModularIndexing Min Max min max Abs abs Where Identity ToFloat CeilToInt
+FloorToInt RoundToInt TruncToInt and or not And Or Not True False true false Eq Ne Lt Le Gt Ge Equality Unequality StrictLessThan
+LessThan StrictGreaterThan GreaterThan
+"""
 TOKEN = re.compile(  # no power and no shift, whose numbers have no bound
-    r"\b(?:[su]?\d{1,20}|Add|Mul|Integer|FloorDiv|CeilDiv|CleanDiv|Mod|PythonMod|ModularIndexing|Min|Max|min|max|and|or|not|True|False"
-    r"|Eq|Ne|Lt|Le|Gt|Ge|Equality|Unequality|StrictLessThan|LessThan|StrictGreaterThan|GreaterThan|And|Or|Not|true|false)\b"
+    rf"\b(?:[su]?\d{{1,20}}|{'|'.join(_WORDS.split())})\b"
     r"|//|(?<![*])[*](?![*])|[<>=!]=|(?<!<)<(?!<)|(?<!>)>(?!>)|[-+%(), ]"
 )
 LONGEST_FORMULA = 20_000

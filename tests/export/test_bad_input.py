@@ -19,6 +19,7 @@ from torch import nn
 from torch.export import Dim
 
 import detrcli
+from detrcli import api, distributed
 from detrcli.errors import CheckpointError, DetrError, ModelError, UsageError, VerificationError
 from detrcli.export import onnx as onnx_file
 from detrcli.export import plan
@@ -27,6 +28,7 @@ from detrcli.export import run as running
 from detrcli.export.description import Description
 from detrcli.export.graph import Graph, trace
 from detrcli.export.plan import Request, dynamic_for, parse_dynamic, parse_size
+from detrcli.export.runtime import ExportedModel, providers
 from detrcli.plugins.contract import Preprocess
 from detrcli.types import Categories, Output
 from tests.cli.run import detr
@@ -313,21 +315,38 @@ def test_a_full_disk_leaves_no_half_file(weights, tmp_path):
     assert list(out.parent.iterdir()) == []
 
 
-def test_files_of_others_are_refused(tmp_path):
+@pytest.mark.parametrize("domain", ["", "mmdeploy"])
+def test_files_of_others_are_refused(domain, tmp_path):
+    """Also those with operators that the runtime does not have: the file says what it is before it is loaded."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     kind = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
     same = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [kind], [same])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    node = onnx.helper.make_node("Relu" if not domain else "NMSRotated", ["x"], ["y"], domain=domain)
+    graph = onnx.helper.make_graph([node], "g", [kind], [same])
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("mmdeploy", 1)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    onnx.helper.set_model_props(model, {"author": "somebody"})
     onnx.save(model, tmp_path / "foreign.onnx")
     done = detr("predict", tmp_path, "--model", tmp_path / "foreign.onnx")
     assert "was not made by detr export: it does not say its classes" in done.error(4)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "it is empty"), (b"\x08", "ends in the middle"), (b"\x3a\x7fgraph", "ends in the middle"), (b"\xff" * 99, "no protobuf")],
+)  # fmt: skip
+def test_what_is_no_onnx_is_said_so(content, said, tmp_path):
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"cannot be loaded: it.* {said.removeprefix('it ')}"):
+        detrcli.load(str(path))
+
+
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".xml"])
 def test_damaged_and_missing_files_are_said_so(suffix, tmp_path):
-    for package in plan.NEEDS[plan.SUFFIXES[suffix]]:
+    for package in plan.RUNS[plan.SUFFIXES[suffix]]:
         pytest.importorskip(package)
     path = tmp_path / f"model{suffix}"
     with pytest.raises(CheckpointError, match="there is no file"):
@@ -335,6 +354,21 @@ def test_damaged_and_missing_files_are_said_so(suffix, tmp_path):
     path.write_bytes(b"\x08\x07 cut short")
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         detrcli.load(str(path))
+
+
+def test_each_process_takes_a_gpu_only_where_torch_computes(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert api._device_of_rank(None, "detr/tiny") == api._device_of_rank(None, "a.pt2") == "cuda:1"
+    assert api._device_of_rank(None, "a.onnx") is None
+    assert api._device_of_rank("cuda", "a.onnx") == "cuda:1"
+
+
+def test_onnx_runtime_takes_the_gpu_that_is_named():
+    assert providers(torch.device("cuda:1")) == [("CUDAExecutionProvider", {"device_id": 1})]
+    assert providers(torch.device("cuda")) == [("CUDAExecutionProvider", {"device_id": 0})]
+    assert providers(torch.device("cpu")) == ["CPUExecutionProvider"]
 
 
 def test_weights_beside_an_exported_file_are_refused(tmp_path, weights):
@@ -356,6 +390,32 @@ def test_pictures_that_are_too_small_are_said_so(family, side, make):
     model = detrcli.load(str(make(family, ".pt2").file)).model
     with pytest.raises(DetrError, match=f"cannot run on pictures of {side}x{side}"):
         model(torch.zeros(1, 3, side, side))
+
+
+@pytest.mark.parametrize(
+    ("does", "hint"),
+    [
+        (
+            lambda images: torch.empty(2**60, dtype=torch.uint8),
+            "give fewer pictures at a time, or smaller ones",
+        ),
+        (
+            lambda images: images.flatten(1).topk(10**6),
+            "give larger pictures: a map needs more than one place, and all",
+        ),
+        (lambda images: images @ torch.zeros(7, 7), "see whether a/b itself can, and export it again"),
+    ],
+    ids=["memory", "queries", "else"],
+)
+def test_what_to_do_follows_from_what_went_wrong(does, hint):
+    about = Description(
+        model="a/b", config={}, categories=Categories((), ()), preprocess=PICTURES, format="pt2"
+    )
+    with pytest.raises(DetrError, match="cannot run on pictures of 8x8") as caught:
+        ExportedModel(lambda images, mask: {"logits": does(images)}, about, Path("a.pt2"))(
+            torch.zeros(1, 3, 8, 8)
+        )
+    assert caught.value.hint.startswith(hint)
 
 
 def test_help_and_refusals_do_not_load_torch(tmp_path):

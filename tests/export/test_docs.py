@@ -31,6 +31,14 @@ def test_the_example_needs_no_torch_and_finds_the_same(family, make, tmp_path):
     agree(found, list(best.values()))
 
 
+@pytest.mark.parametrize("size", [(64, 96), (160, 64)])
+def test_the_example_pads_for_a_file_of_one_size_that_normalises(size, make, tmp_path):
+    code, _ = examples()
+    file = make("detr", dynamic=(), size=size, preprocess=True).file
+    found = printed(code.replace("score < 0.05", "score < 0.002"), file, tmp_path)
+    agree(found, detections(file, tmp_path))
+
+
 def test_the_example_for_a_file_that_does_the_rest(make, tmp_path):
     code, rest = examples()
     file = make("detr", postprocess=True).file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -59,6 +60,18 @@ def test_eval_gives_the_same_numbers(make, pictures, tmp_path):
         assert done.code == 0, done.err
         metrics[name] = done.json["metrics"]
     assert metrics["file"] == pytest.approx(metrics["weights"], abs=1e-6)
+
+
+def test_a_file_runs_without_what_made_it(make, pictures):
+    """Of the software for ONNX only the runtime is needed."""
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('onnx', 'onnxscript'))\n"
+        "import detrcli; print(len(list(detrcli.load(sys.argv[1]).predict(sys.argv[2]))))"
+    )
+    command = [sys.executable, "-c", code, make("detr").file, pictures / "val"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "5\n"
 
 
 def test_the_command_writes_file_and_report_and_compares_ap(pictures, make, tmp_path):
