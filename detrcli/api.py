@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from detrcli.train.run import RunResult
     from detrcli.train.watch import Watcher
 
+FIRST = 100  # images on which an exported file's AP is compared
 RANDOM = "random"  # in place of weights, for an export that tries what it costs
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]  # told the total, then the steps
 
@@ -69,20 +70,28 @@ def export(
     settings: Mapping[str, Any] | None = None,
     verify: bool = True,
     data: str | os.PathLike[str] | Dataset | None = None,
-    limit: int = 100,
+    limit: int | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Exported:
     """Write a model as a file for other programs (`.file`), proven to answer the same (`.report`); see docs/export.md.
 
     `weights` may be "random". `format` is onnx, pt2 or openvino, by default what `out` ends in; `size` is (height, width)
     of all pictures, `dynamic` what may vary, by default all that `size` does not fix. `settings` are of the model's
-    configuration. With `data` the AP on its first `limit` images is compared too.
+    configuration. With `data` the AP on its first `limit` images (100) is compared too.
     """
     from pathlib import Path
 
     from detrcli.errors import UsageError
     from detrcli.export.description import SUFFIXES
-    from detrcli.export.plan import Request, check_place, check_software, dynamic_for, format_of, suffix_of
+    from detrcli.export.plan import (
+        Request,
+        check_model,
+        check_place,
+        check_software,
+        dynamic_for,
+        format_of,
+        suffix_of,
+    )
     from detrcli.plugins import resolve
     from detrcli.weights.resolve import choose
 
@@ -90,6 +99,10 @@ def export(
         raise UsageError(
             f"{model} is an exported file", hint="export from weights: --weights RUN, or the model's name"
         )
+    if data is not None and not verify:
+        raise UsageError("--verify-data and --no-verify contradict each other", hint="leave one of them out")
+    if limit is not None and data is None:
+        raise UsageError("--limit is of the images of --verify-data", hint="add --verify-data DATA")
     out = None if out is None else Path(out)
     request = Request(
         format=format or format_of(out),
@@ -102,8 +115,11 @@ def export(
     )
     check_software(request.format)
     named = None if weights is None else os.fspath(weights)
+    if named == RANDOM and not model:
+        raise UsageError("random weights are of which model?", hint="add --model FAMILY/VARIANT")
     choice = None if named == RANDOM else choose(model, named)
     wanted = choice.model if choice else resolve(model or "")
+    check_model(wanted)
     out = out or Path(wanted.name.replace("/", "-") + suffix_of(request.format))
     check_place(out, request.format)
     tell = tell or (lambda text: None)
@@ -112,7 +128,7 @@ def export(
     from detrcli.export.run import export as run
 
     subject = chosen(choice, settings) if choice else untrained(wanted, settings)
-    return run(subject, out, request, verify=verify, data=_first(data, limit), tell=tell)
+    return run(subject, out, request, verify=verify, data=_first(data, limit or FIRST), tell=tell)
 
 
 def _first(data: str | os.PathLike[str] | Dataset | None, limit: int) -> Dataset | None:

@@ -10,7 +10,6 @@ import typer
 from detrcli.cli import console
 from detrcli.cli.options import AsJson, Model
 from detrcli.config import parse_assignments
-from detrcli.errors import UsageError
 
 if TYPE_CHECKING:
     from detrcli.export.run import Exported
@@ -59,7 +58,9 @@ def export(
     verify_data: Annotated[
         str | None, typer.Option(help="A data set: the AP of the file must be the model's.", metavar="DATA")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Images of --verify-data to look at.")] = 100,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Images of --verify-data to look at [default: 100].")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a model as ONNX, as a program of torch, or for OpenVINO, and prove that it answers the same.
@@ -70,8 +71,6 @@ def export(
     from detrcli.export.plan import parse_dynamic, parse_size
 
     console.settings.json = as_json
-    if verify_data is not None and not verify:
-        raise UsageError("--verify-data and --no-verify contradict each other", hint="leave one of them out")
     made = run(
         model,
         out,

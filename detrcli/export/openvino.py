@@ -24,7 +24,7 @@ def write(path: Path, program: ExportedProgram, description: Description) -> Non
         try:
             model = openvino.Core().read_model(between)
         except RuntimeError as error:
-            raise _cannot_read(error) from error
+            raise _cannot_read(error, description) from error
         model.set_rt_info(description.dumps(), KEY)
         try:
             openvino.save_model(model, path, compress_to_fp16=False)
@@ -32,12 +32,14 @@ def write(path: Path, program: ExportedProgram, description: Description) -> Non
             raise OSError(" ".join(str(error).split())) from error
 
 
-def _cannot_read(error: Exception) -> ModelError:
+def _cannot_read(error: Exception, description: Description) -> ModelError:
     """What OpenVINO does not understand: an operator, or what follows one of which it does not know the answer's shape."""
     places = list(dict.fromkeys(re.findall(r"ONNX node '<Node\((\w+)\)", str(error))))
     where = f" at {', '.join(places)}" if places else f": {str(error).strip().splitlines()[-1]}"
-    convolves = "DeformConv" in str(error)
-    return ModelError(
-        f"OpenVINO does not understand the model's graph{where}",
-        hint=f"write it with other operators: {'--set operators=grid_sample' if convolves else '--msda gather'}",
-    )
+    if "DeformConv" in str(error):
+        hint = "write it with other operators: --set operators=grid_sample"
+    elif "GridSample" in str(error) and description.msda == "gridsample":
+        hint = "write it with other operators: --msda gather"
+    else:
+        hint = "export to onnx or pt2, or replace the operator in the model"
+    return ModelError(f"OpenVINO does not understand the model's graph{where}", hint=hint)

@@ -8,8 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from detrcli.errors import DetrError, UsageError, unknown
+from detrcli.errors import DetrError, ModelError, UsageError, unknown
 from detrcli.export.description import SUFFIXES, Axis, Format
+from detrcli.plugins.registry import Model
 
 Needs = dict[Format, tuple[str, ...]]
 
@@ -20,6 +21,7 @@ NEEDS: Needs = {  # to make one: what converts it, and what runs it to verify it
     "openvino": ("onnx", "onnxscript", *RUNS["openvino"]),
 }
 LEAST = 32  # pixels a side
+Sampling = Literal["gridsample", "gather"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +34,13 @@ class Request:
     half: bool = False
     postprocess: bool = False
     preprocess: bool = False
-    msda: Literal["gridsample", "gather"] = "gridsample"
+    msda: Sampling = "gridsample"
 
     def __post_init__(self) -> None:
         if self.format not in get_args(Format):
             raise unknown("format", self.format, get_args(Format))
+        if self.msda not in get_args(Sampling):
+            raise unknown("form of deformable attention", self.msda, get_args(Sampling))
         for axis in self.dynamic:
             if axis not in get_args(Axis):
                 raise unknown("dynamic axis", axis, (*get_args(Axis), "none"))
@@ -66,6 +70,11 @@ def parse_dynamic(text: str | None) -> tuple[Axis, ...] | None:
     if text is None:
         return None
     words = [word.strip().lower() for word in text.split(",") if word.strip()]
+    if "none" in words and len(words) > 1:
+        raise UsageError(
+            f"--dynamic {text} says that something varies and that nothing does",
+            hint="leave none out, or say nothing but none",
+        )
     return () if words == ["none"] else cast(tuple[Axis, ...], tuple(words))
 
 
@@ -91,6 +100,15 @@ def format_of(out: Path | None) -> Format:
 
 def suffix_of(format: Format) -> str:
     return next(suffix for suffix, name in SUFFIXES.items() if name == format)
+
+
+def check_model(model: Model) -> None:
+    """An error where the model's own plugin says that no file can hold it."""
+    if model.family.cannot_export:
+        raise ModelError(
+            f"{model.name} cannot be exported: {model.family.cannot_export}",
+            hint="run it with detr predict and detr eval",
+        )
 
 
 def check_software(format: Format, needs: Needs = NEEDS) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from detrcli import ops
 from detrcli.config import assign, to_plain
 from detrcli.data.annotations import Dataset
 from detrcli.data.coco_classes import classes_for
@@ -186,8 +187,10 @@ def export(
     described = describe(subject, request)
     tell("tracing the model")
     graph = Graph(subject.module, request, subject.preprocess, after)
-    with samples_have_shapes():
+    with samples_have_shapes(), ops.watched() as calls:
         traced = trace(graph, request, subject.preprocess)
+    if request.msda == "gather" and not calls:
+        tell(f"--msda gather changes nothing: {subject.model.name} has no deformable attention")
     with workplace(out) as folder:
         at = folder / out.name
         tell(f"writing {request.format}")

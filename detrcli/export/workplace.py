@@ -49,23 +49,28 @@ def prefix(out: Path) -> str:
 
 def clear(out: Path) -> None:
     """Remove what processes left behind that were killed while they made this file. A folder without a lock may be anybody's."""
-    for folder in out.parent.iterdir():
-        ours = folder.name.startswith(prefix(out)) and folder.name.endswith(SUFFIX)
-        place = folder / LOCK
-        if ours and not folder.is_symlink() and place.is_file() and not lock.held(place):
-            shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # a folder that may be written to, but not listed
+        for folder in list(out.parent.iterdir()):
+            if folder.name.startswith(prefix(out)) and folder.name.endswith(SUFFIX) and abandoned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def abandoned(folder: Path) -> bool:
+    with suppress(OSError):  # another user's
+        return not folder.is_symlink() and (folder / LOCK).is_file() and not lock.held(folder / LOCK)
+    return False
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """The folder is in use. Its lock gets its name when it is taken: who finds one that nobody holds may remove the folder."""
+    if not lock.LOCKS:
+        yield
+        return
     new = folder / f"{LOCK}.new"
     with new.open("wb") as file:
         lock.take(file, folder)
-        if lock.LOCKS:
-            new.rename(folder / LOCK)
-        else:
-            new.unlink()
+        new.rename(folder / LOCK)
         yield
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from detrcli.ops import checks, whole
-from detrcli.ops.dispatch import Backend, Mode, Sizes, backend, use
+from detrcli.ops.dispatch import Backend, Mode, Sizes, backend, use, watched
 from detrcli.ops.kda import kda_plain
 from detrcli.ops.msda import Shapes, msda_fused_plain, msda_plain, sample_gather, sample_grid
 
-__all__ = ["Backend", "Mode", "Shapes", "backend", "kda", "msda", "msda_fused", "use"]
+__all__ = ["Backend", "Mode", "Shapes", "backend", "kda", "msda", "msda_fused", "use", "watched"]
 
 SAMPLERS = {"reference": sample_grid, "gather": sample_gather}
 

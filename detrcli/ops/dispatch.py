@@ -78,6 +78,7 @@ wheel = find_wheel()
 if wheel.cpu is None:
     logger.info("deformable attention runs in plain torch: %s", wheel.reason)
 _mode = os.environ.get("DETR_OPS", "auto").lower()
+_calls: list[str] | None = None
 
 
 def checked_mode(mode: str) -> Mode:
@@ -97,8 +98,21 @@ def use(mode: Mode) -> Iterator[None]:
         _mode = before
 
 
+@contextmanager
+def watched() -> Iterator[list[str]]:
+    """The kinds of devices of the calls inside the block, for the whole process: empty where no operator was called."""
+    global _calls
+    before, _calls = _calls, []
+    try:
+        yield _calls
+    finally:
+        _calls = before
+
+
 def backend(device: torch.device | str, form: Mode | None = None, sizes: Sizes | None = None) -> Backend:
     """What answers on this device, calls of these sizes, and why."""
+    if _calls is not None:
+        _calls.append(torch.device(device).type)
     mode = checked_mode(_mode if form is None else form)
     if mode == "reference" or mode == "gather":
         return Backend(mode, "asked for")

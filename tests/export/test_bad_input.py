@@ -22,6 +22,7 @@ import detrcli
 from detrcli import api, distributed
 from detrcli.errors import CheckpointError, DetrError, ModelError, UsageError, VerificationError
 from detrcli.export import onnx as onnx_file
+from detrcli.export import openvino as openvino_file
 from detrcli.export import plan
 from detrcli.export import program as program_file
 from detrcli.export import run as running
@@ -56,12 +57,74 @@ def weights(tmp_path):
         (("--set", "encoder_layer=1"), "encoder_layer"),
         (("--model", "model.onnx"), "is an exported file"),
         (("--no-verify", "--verify-data", "shapes"), "contradict"),
+        (("--limit", "5"), "--limit is of the images of --verify-data"),
+        (("--dynamic", "none,batch"), "says that something varies and that nothing does"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options, said, weights, tmp_path):
     done = detr("export", "--weights", weights, *options, cwd=tmp_path)
     assert said in done.error(2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_random_weights_are_of_a_model(tmp_path):
+    assert "of which model?" in detr("export", "--weights", "random", cwd=tmp_path).error(2)
+
+
+def test_a_request_is_checked_when_it_is_made():
+    with pytest.raises(UsageError, match="unknown form of deformable attention 'foo'"):
+        Request(format="onnx", msda="foo")
+
+
+ORACLE = """
+from dataclasses import replace
+from detrcli_detr.plugin import plugin as detr
+family = replace(detr.families[0], name="oracle", cannot_export="it asks an oracle", key_maps={}, donors={})
+plugin = replace(detr, families=(family,))
+"""
+
+
+def test_what_a_plugin_says_cannot_be_exported_is_not_tried(tmp_path):
+    (tmp_path / "oracle_plugin.py").write_text(ORACLE)
+    about = tmp_path / "oracle-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: oracle\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[detrcli.models]\noracle = oracle_plugin:plugin\n")
+    places = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = detr("export", "--model", "oracle/tiny", "--weights", "random", env={"PYTHONPATH": places})
+    assert "oracle/tiny cannot be exported: it asks an oracle" in done.error(4)
+
+
+def test_indexing_is_no_advice_where_it_was_asked_for():
+    about = partial(Description, model="a/b", config={}, categories=Categories((), ()), preprocess=PICTURES)
+    error = RuntimeError("OpenVINO does not support the following ONNX operations: GridSample")
+    hints = [
+        openvino_file._cannot_read(error, about(format="openvino", msda=msda)).hint
+        for msda in ("gridsample", "gather")
+    ]
+    assert "--msda gather" in hints[0]
+    assert "--msda" not in hints[1]
+
+
+def test_that_a_form_of_attention_changes_nothing_is_said(weights, tmp_path):
+    said = []
+    options = {"msda": "gather", "verify": False, **FIXED}
+    detrcli.export(None, tmp_path / "a.pt2", weights=weights, tell=said.append, **options)
+    assert "--msda gather changes nothing: detr/tiny has no deformable attention" in said
+    said.clear()
+    model = "deformable_detr/tiny"
+    detrcli.export(model, tmp_path / "b.pt2", weights="random", tell=said.append, **options)
+    assert not any("changes nothing" in text for text in said)
+
+
+def test_weights_in_several_files_are_hashed_themselves(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "2.safetensors", "b": "1.safetensors"}}))
+    (tmp_path / "1.safetensors").write_bytes(b"first")
+    (tmp_path / "2.safetensors").write_bytes(b"second")
+    assert running.sha256_of_weights(index) == hashlib.sha256(b"firstsecond").hexdigest()
+    first = tmp_path / "1.safetensors"
+    assert running.sha256_of_weights(first) == hashlib.sha256(b"first").hexdigest()
 
 
 def test_sizes_and_axes_are_read():

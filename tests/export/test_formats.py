@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib.util import find_spec
 
 import numpy as np
@@ -55,6 +56,9 @@ def test_openvino_agrees(make):
         "model.xml",
         "model.xml.json",
     ]
+    both = [exported.file.with_suffix(suffix).read_bytes() for suffix in (".xml", ".bin")]
+    assert exported.size == sum(map(len, both))
+    assert list(exported.sha256.values()) == [hashlib.sha256(one).hexdigest() for one in reversed(both)]
     agree(exported, *batch())
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from detrcli.cli.export import _judged
 from detrcli.export.pictures import SHAPES, batches, photograph
 from detrcli.export.plan import Request
 from detrcli.export.verify import HALF, Answer, Pair, agreeing, differing, verify, worst
@@ -225,3 +226,12 @@ def test_a_half_file_passes_whose_answers_are_rounded(postprocess):
 def test_a_half_file_does_not_pass_whose_answers_are_wrong(wrong, postprocess):
     report = report_of(Unsure(), Unsure(wrong), half=True, postprocess=postprocess)
     assert len(report.reasons) == 3
+
+
+def test_the_command_says_which_difference_it_shows():
+    steady, half = report_of(Unsure(), Unsure()), report_of(Unsure(), Unsure(as_in_16_bits), half=True)
+    assert _judged(steady) == "largest difference: logits 0, boxes 0, iou 0"
+    assert _judged(half).startswith("median difference: logits ")
+    both = _judged(report_of(Moody(), Moody(calls=1)))
+    assert both.startswith("largest difference on 2: logits 0, ")
+    assert "; median difference on 1: logits 0, " in both
