@@ -37,10 +37,24 @@ def sampling_locations(shapes: Shapes, reference: Tensor, offsets: Tensor) -> Te
     """
     anchor = reference[:, :, None, :, None, :]  # (B, Q, 1, L, 1, 2|4)
     if reference.shape[-1] == 4:
-        return anchor[..., :2] + offsets / offsets.shape[4] * anchor[..., 2:] * 0.5
+        return anchor[..., :2] + in_boxes(offsets, anchor[..., 2:])
     # an empty level has no pixels to count in; its samples are outside anyway
     sizes = [(max(width, 1), max(height, 1)) for height, width in shapes]
     return anchor + offsets / like(offsets, sizes).view(len(shapes), 1, 2)
+
+
+def in_boxes(offsets: Tensor, sizes: Tensor) -> Tensor:
+    """Offsets in units of half a box over P, in parts of the picture; (..., P, 2).
+
+    The gradient of a product is the other factor's multiple, and NaN where that is not finite, though nothing reached the
+    sample: there the product is a number without factors.
+    """
+    moved = offsets / offsets.shape[-2] * sizes * 0.5
+    if torch.compiler.is_exporting():  # no gradients
+        return moved
+    finite = moved.detach().isfinite()
+    offsets, sizes = torch.where(finite, offsets, 0.0), torch.where(finite, sizes, 0.0)
+    return torch.where(finite, offsets / offsets.shape[-2] * sizes * 0.5, moved.detach())
 
 
 def like(tensor: Tensor, numbers: Sequence[Any]) -> Tensor:

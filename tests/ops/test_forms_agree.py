@@ -108,16 +108,41 @@ def test_a_location_that_is_not_finite_poisons_its_query_and_head_only(
     torch.testing.assert_close(out, clean, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["msda", "msda_fused"])
-def test_a_location_that_is_not_finite_gets_no_gradient_and_gives_none_to_the_rows(
-    kind: str, form: ops.Mode, place: str
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("box", [False, True])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_location_that_is_not_finite_has_the_gradients_of_one_outside(
+    kind: str, box: bool, bad: float, form: ops.Mode, place: str
 ) -> None:
-    case = make_case(kind, device=place)
+    case = make_case(kind, box=box, device=place)
     name = "locations" if kind == "msda" else "offsets"
-    case.tensors[name][0, 3, 1, 2, 1] = math.nan
+    where = case.tensors[name]
+    where[0, 3, 1, 2, 1] = 1e6
+    _, expected = case.gradients(form)
+    where[0, 3, 1, 2, 1] = bad
     _, grads = case.gradients(form)
-    assert grads["value"].isfinite().all()
     assert (grads[name][0, 3, 1, 2, 1] == 0).all()
+    for leaf, grad in grads.items():
+        torch.testing.assert_close(grad, expected[leaf], rtol=1e-12, atol=1e-12, msg=leaf)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_box_that_is_not_finite_has_the_gradients_of_one_outside(
+    kind: str, number: int, bad: float, form: ops.Mode, place: str
+) -> None:
+    case = make_case(kind, box=True, device=place)
+    box = case.tensors["reference"][0, 3, 1]
+    kept = box.clone()
+    box[:2] = 1e6
+    _, expected = case.gradients(form)
+    box[:2], box[number] = kept[:2], bad
+    _, grads = case.gradients(form)
+    assert (grads["reference"][0, 3, 1] == 0).all()
+    assert (grads["offsets"][0, 3, :, 1] == 0).all()
+    for leaf, grad in grads.items():
+        torch.testing.assert_close(grad, expected[leaf], rtol=1e-12, atol=1e-12, msg=leaf)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -122,8 +122,8 @@ void reference_of(const Problem& p, const Gradients& g, int64_t query) {
         read(p.locations, first + 2 * i, 2, offset);
         total[0] += pixels[2 * i];
         total[1] += pixels[2 * i + 1];
-        total[2] += pixels[2 * i] * offset[0] * unit;
-        total[3] += pixels[2 * i + 1] * offset[1] * unit;
+        total[2] += times(pixels[2 * i], offset[0]) * unit;
+        total[3] += times(pixels[2 * i + 1], offset[1]) * unit;
       }
     }
     for (int k = 0; k < 4; ++k) total[k] *= k % 2 ? height : width;

@@ -62,6 +62,12 @@ void describe_levels(Samples<A>& s, const Problem& p) {
   }
 }
 
+// gradient * factor, and 0 where there is no gradient: what a sample outside is multiplied with may be NaN or infinite.
+template <class A>
+inline A times(A gradient, A factor) {
+  return gradient == 0 ? 0 : gradient * factor;
+}
+
 template <class A>
 inline void fill(A* to, int64_t count, A value) {  // up to 3 elements beyond, which the room allows for
   for (int64_t i = 0; i < count; i += 4) to[i] = to[i + 1] = to[i + 2] = to[i + 3] = value;

@@ -190,8 +190,8 @@ struct Worker {
     if (g.pixels) write(g.pixels, 2 * first, 2 * samples, pairs);
     if (!g.locations) return;
     for (int64_t i = 0; i < samples; ++i) {
-      pairs[2 * i] *= s.step_x[i];
-      pairs[2 * i + 1] *= s.step_y[i];
+      pairs[2 * i] = times(pairs[2 * i], s.step_x[i]);
+      pairs[2 * i + 1] = times(pairs[2 * i + 1], s.step_y[i]);
     }
     write(g.locations, 2 * first, 2 * samples, pairs);
   }

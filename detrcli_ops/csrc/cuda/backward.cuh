@@ -109,8 +109,8 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
         put(o.pixels, (first + j) * 2 + 1, y);
       }
       if (o.locations) {
-        put(o.locations, (first + j) * 2, x * own.step_x);
-        put(o.locations, (first + j) * 2 + 1, y * own.step_y);
+        put(o.locations, (first + j) * 2, times(x, own.step_x));
+        put(o.locations, (first + j) * 2 + 1, times(y, own.step_y));
       }
     };
 
@@ -221,8 +221,8 @@ __global__ void reference_kernel(const __grid_constant__ Problem p, Array pixels
       const A x = get<A>(pixels, at), y = get<A>(pixels, at + 1);
       total[0] += x;
       total[1] += y;
-      total[2] += x * get<A>(p.locations, at) * unit;
-      total[3] += y * get<A>(p.locations, at + 1) * unit;
+      total[2] += times(x, get<A>(p.locations, at)) * unit;
+      total[3] += times(y, get<A>(p.locations, at + 1)) * unit;
     }
   }
   for (int k = 0; k < p.reference_width; ++k) {

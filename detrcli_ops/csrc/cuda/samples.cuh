@@ -20,6 +20,12 @@ struct Sample {
   __device__ A slope_y(const A* d) const { return (d[2] - d[0]) * (1 - fx) + (d[3] - d[1]) * fx; }
 };
 
+// gradient * factor, and 0 where there is no gradient: what a sample outside is multiplied with may be NaN or infinite.
+template <class A>
+__device__ A times(A gradient, A factor) {
+  return gradient == 0 ? 0 : gradient * factor;
+}
+
 // The sample j of a head of a query. A location that is not finite counts as outside and makes `poison` NaN; it is asked as
 // read, for in pixels a finite one may overflow.
 template <class A>
