@@ -38,6 +38,7 @@ def test_nothing_of_the_checkout_is_used(env: Environment, tmp_path: Path):
     assert "anchor_detr" in env.detr("env", cwd=tmp_path)
 
 
+@pytest.mark.long
 def test_the_package_keeps_every_promise_and_its_own_laws(env: Environment, tmp_path: Path):
     shutil.copytree(DOCS / "tutorial" / "tests", tmp_path / "tests")
     options = ("-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, "tests")

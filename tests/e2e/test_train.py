@@ -115,6 +115,7 @@ def test_seeds_are_runs(shapes, tmp_path):
     assert first == again != other
 
 
+@pytest.mark.long
 def test_killed_while_training_the_last_state_stands(shapes, tmp_path):
     """SIGKILL at any moment: what `--resume` needs is whole, and going on at once ends as if nothing had happened; also where
     processes that read pictures have not noticed yet."""

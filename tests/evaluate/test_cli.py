@@ -239,6 +239,7 @@ def test_a_model_is_scored_and_can_be_scored_again(shapes, detr):
     assert again["images"] == 4
 
 
+@pytest.mark.long
 def test_two_processes_give_what_one_gives(shapes, detr, tmp_path):
     arguments = ("shapes", "-m", "detr/tiny", "--limit", "5", "--json", "--out")
     one = detr(*arguments, "one")

@@ -421,6 +421,7 @@ def test_damaged_and_missing_files_are_said_so(suffix, tmp_path):
 
 def test_each_process_takes_a_gpu_only_where_torch_computes(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "running", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     assert api._device_of_rank(None, "detr/tiny") == api._device_of_rank(None, "a.pt2") == "cuda:1"

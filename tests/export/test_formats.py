@@ -151,7 +151,7 @@ def test_processing_inside_the_graph_gives_the_same_detections(family, make):
         assert a.box == pytest.approx(b.box, abs=1e-2)
 
 
-@pytest.mark.parametrize("family", ["detr", "dynamic_detr"])
+@pytest.mark.parametrize("family", ["detr", pytest.param("dynamic_detr", marks=pytest.mark.long)])
 def test_half_precision_halves_the_file_and_keeps_the_detections(make, family):
     """Of these two ONNX Runtime crashed when the exporter got operators whole."""
     whole, half = make(family), make(family, half=True)

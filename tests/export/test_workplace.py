@@ -16,7 +16,8 @@ from tests.tiny import write_run
 
 # exports, and says on stdout when the file is written and not yet looked at
 SLOW = """
-import time, sys
+import signal, time, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what it starts in the background
 from detrcli.cli import main
 from detrcli.export import run
 write = run.WRITERS["pt2"]

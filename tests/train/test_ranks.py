@@ -306,7 +306,11 @@ def met_in_its_second_evaluation(request, out, number):
 
 
 @pytest.mark.parametrize(
-    ("number", "stopped_by"), [(signal.SIGTERM, signal.SIGTERM), (signal.SIGUSR1, None)], ids=["TERM", "USR1"]
+    ("number", "stopped_by"),
+    [
+        pytest.param(signal.SIGTERM, signal.SIGTERM, id="TERM"),
+        pytest.param(signal.SIGUSR1, None, id="USR1", marks=pytest.mark.long),
+    ],
 )
 def test_a_signal_in_an_evaluation_is_answered_with_a_state_at_once(shapes, tmp_path, number, stopped_by):
     """The others wait for what each rank finds, so it goes on; but what was learned up to there is safe."""
@@ -363,6 +367,7 @@ def test_torchrun_starts_it_too_and_only_one_process_talks(shapes, tmp_path):
     assert sorted(losses(run)) == [0, 1, 2]
 
 
+@pytest.mark.long
 def test_a_dry_run_of_torchrun_is_told_once_and_of_its_processes(shapes, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     arguments = command(shapes, tmp_path / "run", "--steps", "3", "--json", "--dry-run")[2:]
