@@ -71,7 +71,7 @@ FloorToInt RoundToInt TruncToInt and or not And Or Not True False true false Eq 
 LessThan StrictGreaterThan GreaterThan
 """
 TOKEN = re.compile(  # no power and no shift, whose numbers have no bound
-    rf"\b(?:[su]?\d{{1,20}}|{'|'.join(_WORDS.split())})\b"
+    rf"\b(?:[su]?\d{{1,20}}|torch\.sym_(?:min|max)|{'|'.join(_WORDS.split())})\b"
     r"|//|(?<![*])[*](?![*])|[<>=!]=|(?<!<)<(?!<)|(?<!>)>(?!>)|[-+%(), ]"
 )
 LONGEST_FORMULA = 20_000

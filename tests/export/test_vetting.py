@@ -285,6 +285,7 @@ GOOD = [
     "Min(Integer(64), Symbol('s14', positive=True, integer=True))",
     "(1 + (((-1) + L['images'].size()[2]) // 16)) % 3 != 0",
     "L['images'].size()[0] == L['mask'].size()[0]",
+    "torch.sym_min(900, (1 + (((-1) + L['images'].size()[2]) // 8))) != 1",
 ]
 BAD = [
     "__import__('os')",
@@ -298,6 +299,8 @@ BAD = [
     "Symbol('s1; import os')",
     "Symbol('s1', f=open('x'))",
     "L['images'].data",
+    "torch.load",
+    "torch.sym_min.__class__",
     "[0 for s1 in s2]",
     "(s1 := 2)",
     '"s1"',
