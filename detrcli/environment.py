@@ -5,6 +5,7 @@ Nothing secret: no environment variable, no name of machine or user, and of the 
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -131,6 +132,7 @@ def _speed() -> dict[str, str]:
     return {**describe(), "bf16 on the CPU": f"{verdict} (measured)"}
 
 
+@functools.cache
 def bf16_speed() -> float:
     """How many times float32's speed a matrix product has in bf16 on this CPU: tried, for processors that know it may be the slower."""
     import torch

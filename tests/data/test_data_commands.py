@@ -195,7 +195,9 @@ def test_errors_are_json_when_json_is_asked_for(detr):
     assert (code, json.loads(out)["error"]["kind"]) == (3, "data")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no disk that is always full")
+@pytest.mark.skipif(
+    not os.path.exists("/dev/full"), reason="no /dev/full, the disk that is always full, on this system"
+)
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [

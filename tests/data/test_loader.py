@@ -254,7 +254,10 @@ except DetrError as error:
 """
 
 
-@pytest.mark.skipif(not (Path("/dev/shm").is_dir() and shutil.which("unshare")), reason="needs Linux")
+@pytest.mark.skipif(
+    not (Path("/dev/shm").is_dir() and shutil.which("unshare")),
+    reason="no /dev/shm or no unshare here, to make shared memory small",
+)
 @pytest.mark.parametrize("size", ["4k", "64k", "1m", "64m"])
 def test_little_shared_memory_is_told_with_a_way_on(size):
     """A container has little unless told: for not even the data set, no process, no batch; and for all."""

@@ -122,7 +122,9 @@ def test_a_scorer_that_is_not_there_is_told_before_an_image_is_seen(dataset, mon
     assert model.sizes == []
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="no /dev/full, the disk that is always full, on this system"
+)
 @pytest.mark.parametrize("name", [report.METRICS_FILE, report.CLASSES_FILE, f"{report.DETECTIONS_FILE}.part"])
 def test_a_full_disk_is_said(dataset, tmp_path, name):
     result = run(dataset, limit=2)

@@ -39,7 +39,9 @@ def test_the_cuda_operators_compile(architecture: str, tmp_path: Path) -> None:
     assert (tmp_path / "kernels.cubin").stat().st_size > 100_000
 
 
-@pytest.mark.skipif(shutil.which("cmake", path=PATHS) is None, reason="no cmake")
+@pytest.mark.skipif(
+    shutil.which("cmake", path=PATHS) is None, reason="no cmake, which make install brings, to be asked"
+)
 @pytest.mark.parametrize(
     ("nvcc", "asked", "known"),
     [

@@ -110,7 +110,9 @@ def test_a_file_whose_name_is_a_number_keeps_it_whatever_came_before(tmp_path):
     assert len(set(ids.values())) == len(names)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="no /dev/full, the disk that is always full, on this system"
+)
 @pytest.mark.parametrize(
     ("form", "name"),
     [
