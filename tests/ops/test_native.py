@@ -157,8 +157,9 @@ def test_sixteen_bit_geometry_is_read_as_it_is(kind: str, device: str) -> None:
             "heads": 1,
             "shapes": [(6, 5), (0, 4), (3, 4), (2, 1)],
         },  # fewer heads than threads: by levels
+        {"heads": 3, "shapes": [(6, 5)]},  # queries of few samples are taken together
     ],
-    ids=["heads", "levels"],
+    ids=["heads", "levels", "few samples"],
 )
 def test_any_number_of_threads_gives_the_same_bits(kind: str, queries: int, sizes: dict[str, Any]) -> None:
     case = make_case(kind, queries=queries, depth=32, box=True, masked=True, **sizes).to(torch.float32)
@@ -171,6 +172,31 @@ def test_any_number_of_threads_gives_the_same_bits(kind: str, queries: int, size
             assert all(torch.equal(grads[name], expected_grads[name]) for name in grads)
     finally:
         torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("points", [1, 2, 3, 4, 5, 8])
+def test_a_query_does_not_feel_its_neighbours(kind: str, dtype: torch.dtype, points: int) -> None:
+    """Queries of few samples are located together; one of them is spoiled here, and one has logits far from the others'."""
+    case = make_case(kind, queries=9, points=points, shapes=[(6, 5)], box=True, masked=True).to(dtype)
+    own = [name for name in case.floats() if name not in ("value", "key")]
+    for name in own:
+        tensor = case.tensors[name]
+        assert tensor is not None
+        if name in ("locations", "offsets"):
+            tensor[:, 3] = math.nan
+        if name in ("logits", "query"):
+            tensor[:, 5] -= 200
+    together, grads = case.gradients("native", torch.ones(2, 9, 16, dtype=dtype))
+    assert together.isnan().any(-1).all(0).nonzero().flatten().tolist() == [3]
+    for q in range(9):
+        alone = {name: tensor[:, q : q + 1] for name, tensor in case.floats().items() if name in own}
+        one = replace(case, tensors=case.tensors | alone)
+        out, one_grads = one.gradients("native", torch.ones(2, 1, 16, dtype=dtype))
+        assert torch.equal(out.nan_to_num(9), together[:, q : q + 1].nan_to_num(9))
+        for name in own:
+            assert torch.equal(one_grads[name].nan_to_num(9), grads[name][:, q : q + 1].nan_to_num(9)), name
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -69,19 +69,20 @@ void read(const Array& array, int64_t index, int64_t count, A* to) {
   });
 }
 
+template <class A, class E>
+inline void put(E* to, int64_t count, const A* from) {
+  int64_t i = 0;
+  for (; i + Lanes<A>::N <= count; i += Lanes<A>::N) store(to + i, load(from + i));
+  if constexpr (std::is_same_v<E, A>) {
+    for (; i < count; ++i) to[i] = from[i];
+  } else if (i < count) {
+    store_some<A>(to + i, load_some<A>(from + i, count - i), count - i);
+  }
+}
+
 template <class A>
 void write(const Array& array, int64_t index, int64_t count, const A* from) {
-  with_type<A>(array.dtype, [&](auto* type) {
-    using E = std::remove_pointer_t<decltype(type)>;
-    E* to = at<E>(array, index);
-    int64_t i = 0;
-    for (; i + Lanes<A>::N <= count; i += Lanes<A>::N) store(to + i, load(from + i));
-    if constexpr (std::is_same_v<E, A>) {
-      for (; i < count; ++i) to[i] = from[i];
-    } else if (i < count) {
-      store_some<A>(to + i, load_some<A>(from + i, count - i), count - i);
-    }
-  });
+  with_type<A>(array.dtype, [&](auto* type) { put(at<std::remove_pointer_t<decltype(type)>>(array, index), count, from); });
 }
 
 // The elements themselves where they have the working type, else a converted copy.

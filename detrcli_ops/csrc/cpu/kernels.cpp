@@ -1,7 +1,7 @@
 // The CPU kernels, compiled once per instruction set (DETRCLI_OPS_ISA names the table that this unit exports).
 //
-// One query and head at a time: the geometry of all its samples is computed in vectors over samples, then the channels
-// are swept in vectors over channels. A sample outside, or on padding, points at a row of zeros, so nothing branches and
+// A few queries of one head at a time: the geometry of all their samples is computed in vectors over samples, then the
+// channels are swept in vectors over channels, query by query. A sample outside, or on padding, points at a row of zeros, so nothing branches and
 // a NaN in memory that was not asked for cannot leak. Non-finite locations count as outside, and the answer is poisoned.
 #include "scatter.h"
 #include "worker.h"
@@ -34,6 +34,12 @@ void for_query_blocks(const Problem& p, int64_t begin, int64_t end, F f) {
   }
 }
 
+// Calls f(first query, queries) for some queries at a time.
+template <class F>
+void for_some(int64_t begin, int64_t end, int64_t together, F f) {
+  for (int64_t q = begin; q < end; q += together) f(q, q + together < end ? together : end - q);
+}
+
 void forward(const Problem& p, const Rows& value, const Rows& key, Array out, int64_t begin, int64_t end, void* scratch) {
   with_rows(value, [&](auto working, auto element) {
     using A = decltype(working);
@@ -43,10 +49,10 @@ void forward(const Problem& p, const Rows& value, const Rows& key, Array out, in
       const Table<E> values = worker.table(value, b, m), keys = key ? worker.table(key, b, m) : values;
       with_type<A>(out.dtype, [&](auto* type) {
         using O = std::remove_pointer_t<decltype(type)>;
-        for (int64_t q = first; q < last; ++q) {
-          worker.foresee(b, q, m, out);
-          worker.forward(b, q, m, values, keys, !key, at<O>(out, worker.head(b, q, m) * p.depth));
-        }
+        for_some(first, last, worker.together, [&](int64_t q, int64_t count) {
+          worker.foresee(b, q, count, m, out);
+          worker.forward(b, q, count, m, values, keys, !key, at<O>(out, 0));
+        });
       });
     });
   });
@@ -59,10 +65,10 @@ void backward(const Problem& p, const Rows& value, const Rows& key, const Gradie
     Worker<decltype(working), E> worker(p, scratch);
     for_query_blocks(p, begin, end, [&](int64_t b, int64_t m, int64_t first, int64_t last) {
       const Table<E> values = worker.table(value, b, m), keys = key ? worker.table(key, b, m) : values;
-      for (int64_t q = first; q < last; ++q) {
-        worker.foresee(b, q, m, g.out);
-        worker.backward(b, q, m, values, keys, g, [](auto...) {});
-      }
+      for_some(first, last, worker.together, [&](int64_t q, int64_t count) {
+        worker.foresee(b, q, count, m, g.out);
+        worker.backward(b, q, count, m, values, keys, g, [](auto...) {});
+      });
     });
   });
 }
@@ -93,14 +99,15 @@ void backward_and_scatter(const Problem& p, const Rows& value, const Gradients& 
       Arena arena(static_cast<char*>(scratch) + worker_bytes<A>(p));
       const RowSums<A> sums(p, target, b, m, 0, p.tokens, arena);
       const Table<E> table = worker.table(value, b, m);
-      const auto give = [&](const A* grad, const A* attention) {
-        if (p.mask && table.packed) leave_padding(worker.s, p.mask + b * p.tokens, worker.outside);
-        deposit(sums, worker.s, 0, worker.samples, 0, worker.outside, Gift<A>{attention, grad});
+      const auto give = [&](const A* grad, Range part) {
+        const int64_t last = part.first + part.count;
+        if (p.mask && table.packed) leave_padding(worker.s, part.first, last, p.mask + b * p.tokens, worker.outside);
+        deposit(sums, worker.s, part.first, last, 0, worker.outside, Gift<A>{worker.s.weight, grad});
       };
-      for (int64_t q = 0; q < p.queries; ++q) {
-        worker.foresee(b, q, m, g.out);
-        worker.backward(b, q, m, table, table, g, give);
-      }
+      for_some(0, p.queries, worker.together, [&](int64_t q, int64_t count) {
+        worker.foresee(b, q, count, m, g.out);
+        worker.backward(b, q, count, m, table, table, g, give);
+      });
       sums.finish();
     }
   });

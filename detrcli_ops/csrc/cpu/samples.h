@@ -6,7 +6,7 @@
 namespace detrcli_ops {
 namespace {
 
-// The samples of one query and head (or of a few queries, in one level), as arrays over samples.
+// The samples of a few queries and one head (of all levels or of one), as arrays over samples.
 template <class A>
 struct Samples {
   int64_t count, room;
@@ -38,8 +38,9 @@ size_t samples_bytes(int64_t count) {
   return (padded(count) + kPad) * (15 * sizeof(A) + 7 * sizeof(int32_t)) + 22 * 64;
 }
 
+// Samples in one level, by locations in its picture or by offsets in its pixels.
 template <class A>
-void describe_level(Samples<A>& s, int64_t from, int64_t count, int64_t height, int64_t width, int64_t start) {
+void describe_level(Samples<A>& s, int64_t from, int64_t count, int64_t height, int64_t width, int64_t start, bool offsets) {
   for (int64_t i = from; i < from + count; ++i) {
     s.width[i] = static_cast<A>(width);
     s.height[i] = static_cast<A>(height);
@@ -47,17 +48,18 @@ void describe_level(Samples<A>& s, int64_t from, int64_t count, int64_t height, 
     s.lines[i] = static_cast<int32_t>(height);
     s.start[i] = static_cast<int32_t>(start);
     s.base_x[i] = s.base_y[i] = A(-0.5);
-    s.step_x[i] = static_cast<A>(width);
-    s.step_y[i] = static_cast<A>(height);
+    s.step_x[i] = offsets ? A(1) : static_cast<A>(width);
+    s.step_y[i] = offsets ? A(1) : static_cast<A>(height);
   }
 }
 
+// All levels, for a query whose samples begin at `first`.
 template <class A>
-void describe_levels(Samples<A>& s, const Problem& p) {
+void describe_levels(Samples<A>& s, int64_t first, const Problem& p) {
   int64_t start = 0;
   for (int64_t l = 0; l < p.levels; ++l) {
     const int64_t height = p.shapes[2 * l], width = p.shapes[2 * l + 1];
-    describe_level(s, l * p.points, p.points, height, width, start);
+    describe_level(s, first + l * p.points, p.points, height, width, start, p.kind != Kind::msda);
     start += height * width;
   }
 }
@@ -73,16 +75,18 @@ inline void fill(A* to, int64_t count, A value) {  // up to 3 elements beyond, w
   for (int64_t i = 0; i < count; i += 4) to[i] = to[i + 1] = to[i + 2] = to[i + 3] = value;
 }
 
-// Where offsets of one query count from and in which unit, in pixels of the level; returns 0, or NaN where that is not finite.
+// Where offsets of one query count from, in pixels of the level, and with a box in which unit; returns 0, or NaN where that is
+// not finite.
 template <class A>
 inline A anchor(Samples<A>& s, int64_t from, int64_t count, A height, A width, const A* reference, int64_t reference_width,
                 int64_t points) {
   fill(s.base_x + from, count, reference[0] * width - A(0.5));
   fill(s.base_y + from, count, reference[1] * height - A(0.5));
-  const bool box = reference_width == 4;
-  const A unit = A(0.5) / static_cast<A>(points);
-  fill(s.step_x + from, count, box ? reference[2] * unit * width : A(1));
-  fill(s.step_y + from, count, box ? reference[3] * unit * height : A(1));
+  if (reference_width == 4) {
+    const A unit = A(0.5) / static_cast<A>(points);
+    fill(s.step_x + from, count, reference[2] * unit * width);
+    fill(s.step_y + from, count, reference[3] * unit * height);
+  }
   A poison = 0;
   for (int64_t k = 0; k < reference_width; ++k) poison += reference[k] * A(0);
   return poison;
@@ -155,40 +159,82 @@ A locate(Samples<A>& s, int32_t outside) {
     store_as(s.row[2] + i, in_left & in_bottom ? row + columns : none);
     store_as(s.row[3] + i, in_right & in_bottom ? row + columns + 1 : none);
   }
-  // lanes beyond the last sample are swept in fours with the others: they must point at zeros
-  for (int64_t i = s.count; i % 4; ++i) s.row[0][i] = s.row[1][i] = s.row[2][i] = s.row[3][i] = outside;
   return sum(poison);
 }
 
+// Sends corners of the samples first..last that lie on padding outside.
 template <class A>
-void leave_padding(Samples<A>& s, const bool* mask, int32_t outside) {
+void leave_padding(Samples<A>& s, int64_t first, int64_t last, const bool* mask, int32_t outside) {
   for (int k = 0; k < 4; ++k) {
-    for (int64_t i = 0; i < s.count; ++i) {
+    for (int64_t i = first; i < last; ++i) {
       if (s.row[k][i] != outside && mask[s.row[k][i]]) s.row[k][i] = outside;
     }
   }
 }
 
-// Softmax over the samples, in place; lanes beyond the last sample become 0.
+// A vector of which at least the first n lanes are read.
 template <class A>
-void softmax(A* logits, int64_t count) {
-  const A lowest = A(-INFINITY);
-  const int64_t end = padded(count);
-  for (int64_t i = count; i < end; ++i) logits[i] = lowest;
-  Float<A> most = splat(lowest);
-  for (int64_t i = 0; i < end; i += Lanes<A>::N) {
-    const Float<A> v = load(logits + i);
+inline Float<A> load_first(const A* from, int64_t n) {
+  return n < Lanes<A>::N ? load_some<A>(from, n) : load(from);
+}
+
+// The first n lanes of v, and `other` in those beyond.
+template <class A>
+inline Float<A> first_of(int64_t n, Float<A> v, A other) {
+  Float<A> lane;
+  for (int k = 0; k < Lanes<A>::N; ++k) lane[k] = static_cast<A>(k);
+  return lane < static_cast<A>(n) ? v : splat(other);
+}
+
+template <class A>
+A dot(const A* a, const A* b, int64_t count) {
+  Float<A> total{};
+  for (int64_t i = 0; i < count; i += Lanes<A>::N) total += load_first(a + i, count - i) * load_first(b + i, count - i);
+  return sum(total);
+}
+
+// Softmax of scale * logits; whole vectors are written, with 0 in the lanes beyond the last logit.
+template <class A>
+void softmax(const A* logits, A scale, int64_t count, A* to) {
+  constexpr int N = Lanes<A>::N;
+  Float<A> most = splat(A(-INFINITY));
+  for (int64_t i = 0; i < count; i += N) {
+    const Float<A> v = first_of(count - i, scale * load_first(logits + i, count - i), A(-INFINITY));
+    store(to + i, v);
     most = v > most ? v : most;
   }
   const Float<A> peak = splat(largest(most));
   Float<A> total{};
-  for (int64_t i = 0; i < end; i += Lanes<A>::N) {
-    const Float<A> e = exp(load(logits + i) - peak);
+  for (int64_t i = 0; i < count; i += N) {
+    const Float<A> e = exp(load(to + i) - peak);
     total += e;
-    store(logits + i, e);
+    store(to + i, e);
   }
   const Float<A> share = splat(A(1) / sum(total));
-  for (int64_t i = 0; i < end; i += Lanes<A>::N) store(logits + i, load(logits + i) * share);
+  for (int64_t i = 0; i < count; i += N) store(to + i, load(to + i) * share);
+}
+
+// Several softmaxes, of `count` logits each, in the lanes of one vector; `owner` says for each lane which one it belongs to.
+template <class A>
+void softmax_in_lanes(const A* logits, A scale, const A* owner, int64_t softmaxes, int64_t count, A* to) {
+  const Float<A> whose = load(owner), v = scale * load(logits);
+  store(to, v);
+  Float<A> peak{}, total = splat(A(1));
+  for (int64_t i = 0; i < softmaxes; ++i) {
+    const A* own = to + i * count;
+    A most = own[0];
+    for (int64_t j = 1; j < count; ++j) most = own[j] > most ? own[j] : most;
+    peak = whose == static_cast<A>(i) ? splat(most) : peak;
+  }
+  const Float<A> e = exp(v - peak);
+  store(to, e);
+  for (int64_t i = 0; i < softmaxes; ++i) {
+    const A* own = to + i * count;
+    A all = own[0];
+    for (int64_t j = 1; j < count; ++j) all += own[j];
+    total = whose == static_cast<A>(i) ? splat(all) : total;
+  }
+  store(to, e / total);
 }
 
 }  // namespace

@@ -29,7 +29,11 @@ struct RowSums {
   A* row(int64_t token) const { return to.direct ? at<A>(to.rows, target(token)) : cells + (token - first) * p.depth; }
 
   void finish() const {
-    for (int64_t cell = 0; cell < count && !to.direct; ++cell) write(to.rows, target(first + cell), p.depth, cells + cell * p.depth);
+    if (to.direct) return;
+    with_type<A>(to.rows.dtype, [&](auto* type) {
+      auto* const rows = at<std::remove_pointer_t<decltype(type)>>(to.rows, 0);
+      for (int64_t cell = 0; cell < count; ++cell) put(rows + target(first + cell), p.depth, cells + cell * p.depth);
+    });
   }
 
   static size_t bytes(const Problem& p, bool direct) {
@@ -49,33 +53,37 @@ void deposit(const RowSums<A>& sums, const Samples<A>& s, int64_t first, int64_t
   constexpr int G = sizeof...(Gifts);
   const int64_t stride = sums.stride();
   A *const base = sums.row(start), *const nowhere = sums.nowhere;
+  const Gift<A> given[G] = {gifts...};
+  const int32_t* const rows[4] = {s.row[0], s.row[1], s.row[2], s.row[3]};
+  const A* const corners[4] = {s.corner[0], s.corner[1], s.corner[2], s.corner[3]};
+  const auto cell = [&](int64_t i, int k, int64_t c) { return (rows[k][i] == outside ? nowhere : base + rows[k][i] * stride) + c; };
   for_blocks<A>(sums.p.depth, [&](int64_t c, auto vectors, int64_t some) {
-    constexpr int V = vectors, R = V ? V : 1, N = Lanes<A>::N;
-    const Gift<A> given[G] = {gifts...};
-    const A* shares[G];
-    Float<A> source[G][R];
-    for (int j = 0; j < G; ++j) {
-      shares[j] = given[j].share;
-      for (int v = 0; v < R; ++v) source[j][v] = load_block<A, V>(given[j].source + c + v * N, some);
-    }
-    const int32_t* const rows[4] = {s.row[0], s.row[1], s.row[2], s.row[3]};
-    const A* const corners[4] = {s.corner[0], s.corner[1], s.corner[2], s.corner[3]};
-    A *const cells = base + c, *const dump = nowhere + c;
-    for (int64_t i = first; i < last; ++i) {
-      Float<A> add[R];
-      for (int v = 0; v < R; ++v) {
-        add[v] = shares[0][i] * source[0][v];
-        if constexpr (G == 2) add[v] += shares[1][i] * source[1][v];
+    constexpr int V = vectors, N = Lanes<A>::N;
+    if constexpr (V == 0) {  // one by one: a wide read would wait for the narrow write to the same cell before it
+      for (int64_t i = first; i < last; ++i) {
+        for (int64_t j = 0; j < some; ++j) {
+          A add = given[0].share[i] * given[0].source[c + j];
+          if constexpr (G == 2) add += given[1].share[i] * given[1].source[c + j];
+          for (int k = 0; k < 4; ++k) cell(i, k, c)[j] += corners[k][i] * add;
+        }
       }
-      for (int k = 0; k < 4; ++k) {
-        A* to = rows[k][i] == outside ? dump : cells + rows[k][i] * stride;
-        const A w = corners[k][i];
-        if constexpr (V == 0) {  // one by one: a wide read would wait for the narrow write to the same cell before it
-          A parts[N];
-          store(parts, w * add[0]);
-          for (int64_t j = 0; j < some; ++j) to[j] += parts[j];
-        } else {
-          for (int v = 0; v < R; ++v) store(to + v * N, load(to + v * N) + w * add[v]);
+    } else {
+      const A* shares[G];
+      Float<A> source[G][V];
+      for (int j = 0; j < G; ++j) {
+        shares[j] = given[j].share;
+        for (int v = 0; v < V; ++v) source[j][v] = load(given[j].source + c + v * N);
+      }
+      for (int64_t i = first; i < last; ++i) {
+        Float<A> add[V];
+        for (int v = 0; v < V; ++v) {
+          add[v] = shares[0][i] * source[0][v];
+          if constexpr (G == 2) add[v] += shares[1][i] * source[1][v];
+        }
+        for (int k = 0; k < 4; ++k) {
+          A* const to = cell(i, k, c);
+          const A w = corners[k][i];
+          for (int v = 0; v < V; ++v) store(to + v * N, load(to + v * N) + w * add[v]);
         }
       }
     }
@@ -120,7 +128,7 @@ struct Scatterer {
       int64_t start = skipped;
       for (int64_t l = first_level; l < last_level; ++l) {
         if (size(l)) {
-          describe_level(s, 0, together * p.points, p.shapes[2 * l], p.shapes[2 * l + 1], 0);
+          describe_level(s, 0, together * p.points, p.shapes[2 * l], p.shapes[2 * l + 1], 0, p.kind != Kind::msda);
           for (int64_t q = block; q < end; q += together) add(sums, l, start, q, q + together < end ? q + together : end);
         }
         start += size(l);
@@ -151,7 +159,7 @@ struct Scatterer {
     }
     const int32_t outside = static_cast<int32_t>(size(level));
     locate(s, outside);
-    if (p.mask) leave_padding(s, p.mask + b * p.tokens + start, outside);
+    if (p.mask) leave_padding(s, 0, s.count, p.mask + b * p.tokens + start, outside);
   }
 
   void add(const RowSums<A>& sums, int64_t level, int64_t start, int64_t first, int64_t last) {
