@@ -9,6 +9,9 @@ trained on. The rules:
     CMYK, palette, grey, 1 bit   converted by Pillow
     animations    the first frame
     damage        an ImageError with the name and the reason; never a half-grey picture
+
+Pillow reads every file, and decodes all but plain JPEG ones without a fault: those are decoded straight to RGB, by the library
+that Pillow, too, decodes them with, but without its fourth byte a pixel, which would have to be copied away.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, UnidentifiedImageError
+from simplejpeg import decode_jpeg
 from torch import Tensor
 
 from detrcli.errors import ImageError
@@ -65,7 +69,7 @@ def read_image(source: Source, *, size: tuple[int, int] | None = None, name: str
 def decode(data: bytes, *, size: tuple[int, int] | None = None, name: str = "bytes") -> Tensor:
     """The picture in an encoded file."""
     with _quiet():
-        return _upright(open_image(data, name), size, name)
+        return _upright(open_image(data, name), size, name, data)
 
 
 def open_image(data: bytes, name: str) -> Image.Image:
@@ -116,27 +120,54 @@ def _file_bytes(path: Path) -> bytes:
         raise ImageError(f"{path}: {_reason(error)}") from None
 
 
-def _upright(picture: Image.Image, size: tuple[int, int] | None, name: str) -> Tensor:
+def _upright(
+    picture: Image.Image, size: tuple[int, int] | None, name: str, data: bytes | None = None
+) -> Tensor:
+    """`data`: the file that the picture was opened from."""
+    pixels = None
+    if data is not None and picture.format == "JPEG" and _turn(picture, size, name) is None:
+        pixels = _plain_jpeg(picture, data)
+    if pixels is None:
+        _load(picture, name)
+        turn = _turn(picture, size, name)  # asked now: Pillow turns a TIFF itself, while it loads it
+        pixels = _rgb(picture if turn is None else picture.transpose(turn), name)
+    # Pillow's bytes, which nobody else holds, taken over without a copy; torch would warn that they are read-only
+    with _quiet():
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _load(picture: Image.Image, name: str) -> None:
     try:
         picture.load()
     except Image.DecompressionBombError as error:
         raise _too_large(name, error) from None
     except Exception as error:  # as above: any reader, any error
         raise ImageError(f"{name}: damaged ({_reason(error)})") from None
+
+
+def _turn(picture: Image.Image, size: tuple[int, int] | None, name: str) -> Image.Transpose | None:
+    """What makes the picture upright, or what an annotation says of its size true."""
     turn = _TURNS.get(orientation(picture))
     stored = (picture.height, picture.width)
-    shown = (picture.width, picture.height) if turn and turn in _SWAPPING else stored
-    if size is not None and 0 not in size and size != shown:
-        if size != stored:
-            raise ImageError(
-                f"{name}: the picture is {stored[1]} x {stored[0]}, its annotation says {size[1]} x {size[0]}"
-            )
-        turn = None
-    if turn is not None:
-        picture = picture.transpose(turn)
-    # Pillow's bytes, which nobody else holds, taken over without a copy; torch would warn that they are read-only
-    with _quiet():
-        return torch.from_numpy(_rgb(picture, name)).permute(2, 0, 1)
+    shown = (picture.width, picture.height) if turn in _SWAPPING else stored
+    if size is None or 0 in size or size == shown:
+        return turn
+    if size != stored:
+        raise ImageError(
+            f"{name}: the picture is {stored[1]} x {stored[0]}, its annotation says {size[1]} x {size[0]}"
+        )
+    return None
+
+
+def _plain_jpeg(picture: Image.Image, data: bytes) -> npt.NDArray[np.uint8] | None:
+    """The pixels (H, W, 3) of a JPEG file in which nothing is out of order; None where Pillow must judge."""
+    if picture.mode not in ("RGB", "L"):
+        return None
+    try:
+        pixels: npt.NDArray[np.uint8] = decode_jpeg(data, "RGB")
+    except ValueError:
+        return None
+    return pixels
 
 
 _SWAPPING = {_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8]}

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from detrcli.data import images
 from detrcli.data.images import MAX_PIXELS, decode, open_image, read_image
 from detrcli.errors import ImageError
 
@@ -199,3 +200,39 @@ def test_mutated_files_give_a_picture_or_our_error(seed, changes, length):
         data[int(place * (len(data) - 1))] = value
     with contextlib.suppress(ImageError):
         assert decode(bytes(data[: int(len(data) * max(length, 0.3)) + 1])).dtype == torch.uint8
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_jpeg_files_sound_and_damaged_are_read_as_pillow_reads_them(data):
+    """Plain files have a quicker decoder; where anything is out of order in them Pillow judges, as it does of all others."""
+    size = data.draw(st.tuples(st.integers(1, 70), st.integers(1, 70)))
+    image = picture(*size).convert(data.draw(st.sampled_from(["RGB", "L", "CMYK"])))
+    how = data.draw(
+        st.fixed_dictionaries(
+            {"quality": st.sampled_from([1, 50, 95, 100]), "progressive": st.booleans()},
+            optional={"subsampling": st.integers(0, 2), "restart_marker_rows": st.integers(1, 3)},
+        )
+    )
+    file = bytearray(encoded(image, "JPEG", **how))
+    for _ in range(data.draw(st.integers(0, 3))):
+        file[data.draw(st.integers(2, len(file) - 1))] = data.draw(st.integers(0, 255))
+    file = file[: data.draw(st.sampled_from([len(file), len(file) - 1, len(file) // 2]))]
+
+    def read() -> list[object]:
+        try:
+            return decode(bytes(file)).tolist()
+        except ImageError as error:
+            return [str(error)]
+
+    found = read()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "_plain_jpeg", lambda *_: None)
+        assert found == read()
+
+
+def test_a_sound_jpeg_file_is_not_left_to_pillow(monkeypatch):
+    file = encoded(picture(20, 10), "JPEG")
+    expected = decode(file)
+    monkeypatch.setattr(images, "_load", lambda *_: pytest.fail("Pillow decoded it"))
+    assert torch.equal(decode(file), expected)
