@@ -12,12 +12,13 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config
 
 from detrcli import ops
 from detrcli.errors import ModelError
@@ -55,12 +56,22 @@ class Graph(nn.Module):
         self.register_buffer("shift", -mean / std)
 
     def forward(self, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        if self.normalises:
-            images = (images.float() * self.scale + self.shift).masked_fill(mask[:, None], 0.0)
-        output = self.model(images.half() if self.half_precision else images, mask)
-        answers = {"logits": output.logits.float(), "boxes": output.boxes.float()}
-        answers |= {name: value.float() for name, value in output.extras.items()}
-        return answers if self.after is None else detections(self.after, answers)
+        with sizes_left_open():
+            if self.normalises:
+                images = (images.float() * self.scale + self.shift).masked_fill(mask[:, None], 0.0)
+            output = self.model(images.half() if self.half_precision else images, mask)
+            answers = {"logits": output.logits.float(), "boxes": output.boxes.float()}
+            answers |= {name: value.float() for name, value in output.extras.items()}
+            return answers if self.after is None else detections(self.after, answers)
+
+
+def sizes_left_open() -> AbstractContextManager[None]:
+    """Inside, torch does not ask of a size that varies whether it is one, nor whether a part of a map lies together in memory.
+
+    It would bind the program to what is so at the size it was traced with: a window of Swin that is cut off at an edge, for one.
+    To be entered inside what is traced: sizes that are made inside it may be zero, and a convolution asks whether they are.
+    """
+    return _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined, no-any-return]
 
 
 def detections(after: Postprocess, answers: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 from torch import nn
 from torch.onnx._internal.fx.passes import type_promotion
 
 from detrcli import ops
 from detrcli.export import layers, shortcuts
 from detrcli.export import onnx as onnx_file
+from detrcli.export import program as program_file
 from detrcli.export.description import Description
 from detrcli.export.graph import Graph, trace
 from detrcli.export.plan import Request
+from detrcli.nn.swin import PaddedBlock, PaddedMerging, padded
 from detrcli.plugins.contract import Preprocess
 from detrcli.types import Categories, Output
 
@@ -25,15 +28,50 @@ def written(model, **options):
     """The traced program, and what the writer makes of it."""
     request = Request(format="onnx", **options)
     program = trace(Graph(model, request, PICTURES, lambda output, sizes: []), request, PICTURES)
-    about = Description(
-        model="a/b", config={}, categories=Categories((), ()), preprocess=PICTURES, format="onnx",
+    return program, onnx_file.convert(program, about(request))
+
+
+def about(request):
+    return Description(
+        model="a/b", config={}, categories=Categories((), ()), preprocess=PICTURES, format=request.format,
         precision="float16" if request.half else "float32",
     )  # fmt: skip
-    return program, onnx_file.convert(program, about)
 
 
 def session_of(file):
     return onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+class Windows(nn.Module):
+    """A detector that looks through two layers of Swin, a query for each place of its map."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 4, 4)
+        self.blocks = nn.Sequential(
+            *(SwinTransformerBlock(16, (7, 7), 4, window_size=7, shift_size=s, always_partition=True) for s in (0, 3)),
+            PatchMerging(16),
+        )  # fmt: skip
+        for block in self.blocks:
+            block.__class__ = PaddedMerging if isinstance(block, PatchMerging) else PaddedBlock
+
+    def forward(self, images, mask):
+        x = padded(images.permute(0, 2, 3, 1), (4, 4)).permute(0, 3, 1, 2)
+        x = self.blocks(self.conv(x).permute(0, 2, 3, 1)).flatten(1, 2)
+        return Output(x[:, :, :4], x[:, :, 4:8].sigmoid())
+
+
+def test_a_pt2_takes_pictures_of_whole_windows_and_of_others(tmp_path):
+    """It is traced with a map that windows do not divide; torch binds slices to what they leave out, unless told."""
+    model, request = Windows().eval(), Request(format="pt2")
+    traced = trace(Graph(model, request, PICTURES, lambda output, sizes: []), request, PICTURES)
+    program_file.write(tmp_path / "windows.pt2", traced, about(request))
+    with (tmp_path / "windows.pt2").open("rb") as file:
+        program = program_file.read(file, "windows.pt2").module()
+    for batch, *size in ((2, 112, 140), (1, 112, 101), (3, 57, 84), (1, 28, 28), (2, 40, 200)):
+        images, mask = torch.randn(batch, 3, *size), torch.zeros(batch, *size, dtype=torch.bool)
+        with torch.no_grad():
+            torch.testing.assert_close(program(images, mask)["logits"], model(images, mask).logits)
 
 
 class Pools(nn.Module):
