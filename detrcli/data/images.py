@@ -124,13 +124,14 @@ def _upright(
     picture: Image.Image, size: tuple[int, int] | None, name: str, data: bytes | None = None
 ) -> Tensor:
     """`data`: the file that the picture was opened from."""
-    pixels = None
-    if data is not None and picture.format == "JPEG" and _turn(picture, size, name) is None:
-        pixels = _plain_jpeg(picture, data)
+    pixels = _plain_jpeg(picture, data, name) if data is not None else None
     if pixels is None:
         _load(picture, name)
-        turn = _turn(picture, size, name)  # asked now: Pillow turns a TIFF itself, while it loads it
+    turn = _turn(picture, size, name)  # asked now: Pillow turns a TIFF itself, while it loads it
+    if pixels is None:
         pixels = _rgb(picture if turn is None else picture.transpose(turn), name)
+    elif turn is not None:
+        pixels = np.asarray(Image.fromarray(pixels).transpose(turn))
     # Pillow's bytes, which nobody else holds, taken over without a copy; torch would warn that they are read-only
     with _quiet():
         return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -159,14 +160,17 @@ def _turn(picture: Image.Image, size: tuple[int, int] | None, name: str) -> Imag
     return None
 
 
-def _plain_jpeg(picture: Image.Image, data: bytes) -> npt.NDArray[np.uint8] | None:
+def _plain_jpeg(picture: Image.Image, data: bytes, name: str) -> npt.NDArray[np.uint8] | None:
     """The pixels (H, W, 3) of a JPEG file in which nothing is out of order; None where Pillow must judge."""
-    if picture.mode not in ("RGB", "L"):
+    if picture.format != "JPEG" or picture.mode not in ("RGB", "L"):
         return None
     try:
         pixels: npt.NDArray[np.uint8] = decode_jpeg(data, "RGB")
-    except ValueError:
-        return None
+    except ValueError as error:
+        if "premature end" not in str(error).lower():
+            return None
+        _load(picture, name)  # where Pillow sees it, too; elsewhere it makes up the rest, in grey
+        raise ImageError(f"{name}: damaged (a part of the picture is missing)") from None
     return pixels
 
 

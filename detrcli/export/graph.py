@@ -50,13 +50,14 @@ class Graph(nn.Module):
         if request.half:
             self.model.half()
         self.half_precision, self.normalises = request.half, request.preprocess
+        self.is_program = request.format == "pt2"
         self.after = after if request.postprocess else None
         mean, std = (torch.tensor(values)[:, None, None] for values in (preprocess.mean, preprocess.std))
         self.register_buffer("scale", 1 / (255 * std))
         self.register_buffer("shift", -mean / std)
 
     def forward(self, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        with sizes_left_open():
+        with sizes_left_open() if self.is_program else nullcontext():
             if self.normalises:
                 images = (images.float() * self.scale + self.shift).masked_fill(mask[:, None], 0.0)
             output = self.model(images.half() if self.half_precision else images, mask)
@@ -68,8 +69,9 @@ class Graph(nn.Module):
 def sizes_left_open() -> AbstractContextManager[None]:
     """Inside, torch does not ask of a size that varies whether it is one, nor whether a part of a map lies together in memory.
 
-    It would bind the program to what is so at the size it was traced with: a window of Swin that is cut off at an edge, for one.
-    To be entered inside what is traced: sizes that are made inside it may be zero, and a convolution asks whether they are.
+    It would bind a pt2 to what is so at the size it was traced with: a window of Swin that is cut off at an edge, for one. (ONNX holds
+    no such conditions, and OpenVINO needs the shapes that they settle.) To be entered inside what is traced: sizes that are
+    made inside it may be zero, and a convolution asks whether they are.
     """
     return _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined, no-any-return]
 

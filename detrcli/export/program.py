@@ -44,7 +44,7 @@ def only_what_runs(program: ExportedProgram) -> None:
 def formulas_written_once() -> AbstractContextManager[object]:
     """Inside, what torch writes of a size is remembered: of ten thousand sizes of results some two hundred are different."""
     return patch.object(
-        sympy.printing.repr, "srepr", functools.lru_cache(maxsize=None, typed=True)(sympy.srepr)
+        sympy.printing.repr, "srepr", functools.lru_cache(maxsize=1024, typed=True)(sympy.srepr)
     )
 
 

@@ -64,7 +64,9 @@ def roi_align(x: Tensor, boxes: Tensor, *, size: int, samples: int, form: Operat
         if form == "auto" and _gathers(x):
             return gathered_roi_align(x, boxes, size, samples)
         image = _count(boxes.shape[0], boxes)[:, None, None]
-        rois = torch.cat((image.expand(-1, boxes.shape[1], 1), boxes), -1).flatten(0, 1)
+        rois = torch.cat((image.expand(-1, boxes.shape[1], 1), boxes), -1).view(
+            -1, 5
+        )  # OpenVINO loses the 5 of a flatten
         bins = torchvision.ops.roi_align(x, rois.to(x.dtype), size, sampling_ratio=samples, aligned=True)
         answer: Tensor = bins.unflatten(0, boxes.shape[:2]).flatten(-2).mT
         return answer

@@ -1,8 +1,9 @@
 // The CPU kernels, compiled once per instruction set (DETRCLI_OPS_ISA names the table that this unit exports).
 //
 // A few queries of one head at a time: the geometry of all their samples is computed in vectors over samples, then the
-// channels are swept in vectors over channels, query by query. A sample outside, or on padding, points at a row of zeros, so nothing branches and
-// a NaN in memory that was not asked for cannot leak. Non-finite locations count as outside, and the answer is poisoned.
+// channels are swept in vectors over channels, query by query. A sample outside, or on padding, points at a row of zeros,
+// so nothing branches and a NaN in memory that was not asked for cannot leak. Non-finite locations count as outside, and
+// the answer is poisoned.
 #include "scatter.h"
 #include "worker.h"
 
@@ -34,10 +35,15 @@ void for_query_blocks(const Problem& p, int64_t begin, int64_t end, F f) {
   }
 }
 
-// Calls f(first query, queries) for some queries at a time.
+// Calls f(first query, queries) for some queries at a time: the same ones, whether or not blocks of queries are shared out.
 template <class F>
 void for_some(int64_t begin, int64_t end, int64_t together, F f) {
-  for (int64_t q = begin; q < end; q += together) f(q, q + together < end ? together : end - q);
+  for (int64_t q = begin; q < end;) {
+    const int64_t block_end = (q / kQueryBlock + 1) * kQueryBlock, last = block_end < end ? block_end : end;
+    const int64_t count = q + together < last ? together : last - q;
+    f(q, count);
+    q += count;
+  }
 }
 
 void forward(const Problem& p, const Rows& value, const Rows& key, Array out, int64_t begin, int64_t end, void* scratch) {

@@ -34,7 +34,7 @@ struct Worker {
     reference = arena.take<A>(p.levels * 4);
     poison = arena.take<A>(together);
     owner = arena.take<A>(Lanes<A>::N);
-    row = arena.take<A>(2 * padded(p.depth));
+    row = arena.take<A>(padded(p.depth));
     dots = arena.take<A>(4 * s.room);
     key_dots = arena.take<A>(4 * s.room);
     for (A*& array : share) array = arena.take<A>(s.room);
@@ -268,7 +268,7 @@ template <class A>
 size_t worker_bytes(const Problem& p) {
   const int64_t together = queries_together(p), count = together * p.levels * p.points;
   const int64_t room = padded(count) + kPad, depth = padded(p.depth);
-  const int64_t wide = p.levels * 4 + together + kPad + 2 * depth + 12 * room + (room + 1) * (depth > 2 ? depth : 2);
+  const int64_t wide = p.levels * 4 + together + kPad + depth + 12 * room + (room + 1) * (depth > 2 ? depth : 2);
   return samples_bytes<A>(count) + wide * sizeof(A) + 18 * 64;
 }
 
