@@ -132,7 +132,7 @@ def view(
     out: Annotated[Path, typer.Option(help="The contact sheet to write.")] = Path("sheet.png"),
     split: Annotated[str, typer.Option(help="Which part.")] = "train",
     count: Annotated[int, typer.Option(min=1, max=400, help="How many pictures.")] = 16,
-    seed: Annotated[int, typer.Option(help="Which ones.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Which ones.")] = 0,
     image: Annotated[
         list[str] | None, typer.Option(help="This picture, by file name; may be repeated.")
     ] = None,
@@ -222,7 +222,7 @@ def split_(
     val: Annotated[float, typer.Option(help="The part to evaluate on.")] = 0.1,
     test: Annotated[float, typer.Option(help="The part to keep for the end.")] = 0.0,
     source_split: Annotated[str, typer.Option("--from", help="The part to cut.")] = "train",
-    seed: Annotated[int, typer.Option(help="The same seed cuts the same way.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed cuts the same way.")] = 0,
     data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
@@ -242,7 +242,7 @@ def shapes(
     preset: Annotated[str, typer.Option(help="easy (64 px) or hard (128 px).")] = "easy",
     train: Annotated[int | None, typer.Option(help="Pictures to train on [default: the preset's].")] = None,
     val: Annotated[int | None, typer.Option(help="Pictures to evaluate on [default: the preset's].")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same pictures.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same pictures.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Write the synthetic data set as a COCO folder."""

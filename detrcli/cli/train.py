@@ -245,11 +245,14 @@ def _report(result: RunResult, as_json: bool) -> None:
     if as_json:
         best = {"best_ap": result.best, "metrics": result.metrics}
         console.emit_json(
-            {"run": str(result.folder), "steps": result.steps, "stopped_by": result.stopped_by, **best}
+            {"run": str(result.folder), "steps": result.steps, "stopped_by": result.stopped_by}
+            | {"because": result.because, **best}
         )
     elif result.stopped_by:
         console.note(f"stopped and saved; go on with: detr train --resume {result.folder}")
     else:
+        if result.because:
+            console.note(result.because)
         score = "" if result.best is None else f"best AP {result.best:.3f} · "
         console.note(f"{score}{result.folder}")
         console.note(f"next: detr predict IMAGE --weights {result.folder}")

@@ -48,9 +48,15 @@ class Source:
         if wanted not in self.splits:
             raise DataError(
                 f"{self.name} has no split {split!r}, only {', '.join(self.splits)}",
-                hint=f"make one: detr data split {self.name} OUT",
+                hint=self._way_to(wanted),
             )
         return self.splits[wanted](options)
+
+    def _way_to(self, split: str) -> str:
+        have = next(iter(self.splits))
+        if split not in ("train", "val", "test"):
+            return f"name one of these: --split {have}"
+        return f"make one: detr data split {self.name} OUT" + ("" if have == "train" else f" --from {have}")
 
 
 def resolve(

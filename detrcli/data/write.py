@@ -111,6 +111,15 @@ def _new_folder(out: Path) -> Iterator[Path]:
         for path in sorted(partial.iterdir(), reverse=True):  # by which the data set is recognised, last
             path.replace(out / path.name)
     except OSError as error:
+        if (
+            isinstance(error, FileNotFoundError)
+            and error.filename
+            and not Path(error.filename).is_relative_to(partial)
+        ):
+            raise DataError(
+                f"{error.filename}: no such file, though the data set names it",
+                hint="see all that is missing: detr data check DATA",
+            ) from error
         raise DataError(f"{out}: cannot write: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -16,7 +16,7 @@ from detrcli.types import Batch
 
 ONWARD = (
     "go on from there with a lower rate: --resume RUN --lr LOWER --allow-change lr; or in 32 bits: --amp off "
-    "--allow-change amp"
+    "--allow-change amp; where the same step fails again the weights are spoilt already: begin anew with a lower rate"
 )
 ANEW = (
     "begin anew with a lower rate: --lr LOWER; or go on in 32 bits: --resume RUN --amp off --allow-change amp"

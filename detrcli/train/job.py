@@ -89,6 +89,13 @@ class Job:
         return self.plan.patience is not None and self.stale >= self.plan.patience
 
     @property
+    def given_up(self) -> str | None:
+        """In words, that it was not worth going on, where that is so."""
+        if not self.tired or self.step >= self.steps:
+            return None
+        return f"ended at step {self.step} of {self.steps}: no better AP in {self.stale} evaluations (--patience {self.plan.patience})"
+
+    @property
     def over(self) -> bool:
         return self.step >= self.steps or self.tired
 

@@ -38,7 +38,7 @@ from detrcli.runs.history import METRICS_FILE
 from detrcli.runs.reading import document, printable, table
 from detrcli.runs.run import CONFIG_FILE, ENVIRONMENT_FILE
 from detrcli.train import settings
-from detrcli.train.plan import Plan
+from detrcli.train.plan import HARMLESS, Plan, differences
 from detrcli.types import Categories
 from detrcli.version import __version__
 from detrcli.weights import file
@@ -64,7 +64,7 @@ class Record:
             self._open()
             runs.fresh(self.folder, but=METRICS_FILE)
             ours = (CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE)
-            self._settings()
+            self._settings(as_begun=True)
             self._json(ENVIRONMENT_FILE, environment.of_a_run())
             self.status("running")
         except DetrError:
@@ -75,17 +75,21 @@ class Record:
             self.close()
             raise
 
-    def _settings(self) -> None:
+    def _settings(self, *, as_begun: bool) -> None:
         config = self.folder / CONFIG_FILE
         with replacing(config) as temporary:
-            temporary.write_text(settings.write(config, self.plan), encoding="utf-8")
+            temporary.write_text(settings.write(config, self.plan, as_begun=as_begun), encoding="utf-8")
+
+    def _as_begun(self) -> bool:
+        changes = differences(read_plan(self.folder), self.plan).keys() - HARMLESS
+        return not changes and settings.is_as_begun(self.folder / CONFIG_FILE)
 
     def go_on(self, step: int, scored: int) -> None:
         """Continue at `step`, evaluated up to `scored`: what was logged beyond it by a process that died is forgotten."""
         lines = self._open()
         for path in left_over(self.folder):
             path.unlink(missing_ok=True)
-        self._settings()
+        self._settings(as_begun=self._as_begun())
         lines.truncate(_end_of(self.folder / METRICS_FILE, step, scored))
         before = document(self.folder / ENVIRONMENT_FILE) or {}
         resumed = [*before.get("resumed", ()), {"step": step, **environment.of_a_run()}]

@@ -33,7 +33,13 @@ _EARLY = {
     METRICS_FILE, CONFIG_FILE, ENVIRONMENT_FILE, RUN_FILE, PAGE_FILE, CURVES_FILE, STEPS_FILE, EVALUATIONS_FILE,
     REMEMBERED, "tensorboard", "wandb",
 }  # fmt: skip
-_BUILT_IN = ("model", "config.", "lr_factors", "freeze")  # the state is of this very model and optimiser
+_BUILT_IN = (
+    "model",
+    "config.",
+    "lr_factors",
+    "freeze",
+    "weights",
+)  # the state is of this very model and optimiser
 
 
 def find(resume: str | Path, request: Request, out: Path | None) -> Path | None:
@@ -106,8 +112,9 @@ def plan_of(folder: Path, request: Request, allow: Sequence[str]) -> Plan:
     stored = read_plan(folder)
     _check_names(allow, stored)
     plan = changed(stored, request)
+    allowed = {_as_written(name) for name in allow} | HARMLESS
     for name, (before, after) in differences(stored, plan).items():
-        _refuse(folder, name, before, after, allowed=name in allow or name in HARMLESS)
+        _refuse(folder, name, before, after, allowed=name in allowed)
     _check_device(folder, plan.device)
     return plan
 
@@ -115,8 +122,13 @@ def plan_of(folder: Path, request: Request, allow: Sequence[str]) -> Plan:
 def _check_names(allow: Sequence[str], plan: Plan) -> None:
     known = {name.removeprefix("recipe.") for name in settings(plan)}
     for name in allow:
-        if name not in known:
+        if _as_written(name) not in known:
             raise unknown("setting in --allow-change", name, known)
+
+
+def _as_written(name: str) -> str:
+    """The name of a setting as a plan has it, of a flag too: batch-size."""
+    return name.removeprefix("--").replace("-", "_")
 
 
 def _check_device(folder: Path, device: str) -> None:

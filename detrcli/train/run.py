@@ -40,6 +40,7 @@ class RunResult:
     metrics: dict[str, float]  # of the last evaluation
     best: float | None  # the best AP
     stopped_by: int | None = None  # the signal that ended it early
+    because: str | None = None  # why it ended before its last step, or had nothing to do
 
 
 def train(
@@ -99,7 +100,9 @@ def _train(
     assert folder is not None
     job.record = Record(folder, job.plan, job.categories)
     if job.done:
-        return RunResult(folder, job.step, (runs.read(folder) or {}).get("metrics", {}), job.best)
+        metrics = (runs.read(folder) or {}).get("metrics", {})
+        complete = f"nothing was left to do at step {job.step} of {job.steps}; for more: --steps N, or --epochs N --allow-change epochs"
+        return RunResult(folder, job.step, metrics, job.best, because=job.given_up or complete)
     if main:
         if resumed:
             job.record.go_on(job.step, job.scored)
@@ -340,7 +343,8 @@ class Run:
                 f"the run has ended, but not all of it could be written: {job.unsaved}",
                 hint=f"free some space, then: detr train --resume {job.record.folder}",
             ) from job.unsaved
-        return RunResult(job.record.folder, job.step, self.metrics, job.best, None if job.done else signal)
+        stopped_by = None if job.done else signal
+        return RunResult(job.record.folder, job.step, self.metrics, job.best, stopped_by, job.given_up)
 
     def _left_out(self) -> dict[str, Any]:
         """What was not learned from: pictures with the reason, and all defects of the data with what was done about them."""

@@ -29,12 +29,18 @@ from detrcli.train.plan import Plan, Request, choose_recipe
 
 T = TypeVar("T")
 _HEAD = "# Every setting of this run. Again, to the same numbers: detr train --config {file}\n"
+_CHANGED = "# Every setting of this run as it goes on. It began with others: no run with --config {file} gives its numbers.\n"
 _OF_RECIPE = ("epochs", "batch_size", "lr")  # flags for what stands in the recipe
 
 
-def write(file: Path, plan: Plan) -> str:
-    """The text of a file that means this plan."""
-    return _HEAD.format(file=file.name) + toml.dumps(as_table(plan))
+def write(file: Path, plan: Plan, *, as_begun: bool = True) -> str:
+    """The text of a file that means this plan, which the run has had from its beginning or not."""
+    return (_HEAD if as_begun else _CHANGED).format(file=file.name) + toml.dumps(as_table(plan))
+
+
+def is_as_begun(file: Path) -> bool:
+    """Whether the run that a file is of has had its settings from the beginning."""
+    return file.read_text(encoding="utf-8").startswith(_HEAD.format(file=file.name))
 
 
 def as_table(plan: Plan) -> dict[str, Any]:

@@ -282,7 +282,26 @@ def test_patience_ends_a_run_that_does_not_improve(ask, tmp_path):
     assert done.steps == 15
     assert done.stopped_by is None
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
-    assert train(Request(), resume=tmp_path / "run").steps == 15  # and stays ended
+    again = train(Request(), resume=tmp_path / "run")  # and stays ended
+    assert again.steps == 15
+    assert again.because == done.because == "ended at step 15 of 45: no better AP in 2 evaluations (--patience 2)"
+
+
+def test_settings_that_changed_on_the_way_are_not_called_those_of_the_run(ask, tmp_path):
+    folder, config = tmp_path / "run", tmp_path / "run" / "config.toml"
+    first = train(ask(steps=1), out=folder)
+    assert first.because is None
+    complete = train(Request(workers=0), resume=folder)
+    assert complete.because is not None
+    assert complete.because.startswith("nothing was left to do at step 1 of 1; for more: --steps N")
+    train(Request(steps=2), resume=folder)
+    assert "to the same numbers" in config.read_text()
+    train(Request(steps=3, batch_size=2), resume=folder, allow_change=["batch-size"])
+    assert "It began with others" in config.read_text()
+    train(Request(steps=4), resume=folder)
+    assert "It began with others" in config.read_text()
+    with pytest.raises(UsageError, match="weights = None, which cannot become"):
+        train(Request(weights=str(folder)), resume=folder, allow_change=["weights"])
 
 
 def test_a_score_where_the_steps_end_does_not_try_patience(ask, tmp_path):
