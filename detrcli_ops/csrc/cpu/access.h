@@ -54,26 +54,12 @@ DETRCLI_OPS_INLINE void prefetch(const Array& array, int64_t index, int64_t coun
   for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(from + i);
 }
 
-template <class A>
-void read(const Array& array, int64_t index, int64_t count, A* to) {
-  with_type<A>(array.dtype, [&](auto* type) {
-    using E = std::remove_pointer_t<decltype(type)>;
-    const E* from = at<E>(array, index);
-    int64_t i = 0;
-    for (; i + Lanes<A>::N <= count; i += Lanes<A>::N) store(to + i, load(from + i));
-    if constexpr (std::is_same_v<E, A>) {
-      for (; i < count; ++i) to[i] = from[i];
-    } else if (i < count) {
-      store_some<A>(to + i, load_some<A>(from + i, count - i), count - i);
-    }
-  });
-}
-
-template <class A, class E>
-inline void put(E* to, int64_t count, const A* from) {
+// Copies elements; one of the two types is the working type.
+template <class A, class To, class From>
+inline void put(To* to, int64_t count, const From* from) {
   int64_t i = 0;
   for (; i + Lanes<A>::N <= count; i += Lanes<A>::N) store(to + i, load(from + i));
-  if constexpr (std::is_same_v<E, A>) {
+  if constexpr (std::is_same_v<To, From>) {
     for (; i < count; ++i) to[i] = from[i];
   } else if (i < count) {
     store_some<A>(to + i, load_some<A>(from + i, count - i), count - i);
@@ -81,8 +67,13 @@ inline void put(E* to, int64_t count, const A* from) {
 }
 
 template <class A>
+void read(const Array& array, int64_t index, int64_t count, A* to) {
+  with_type<A>(array.dtype, [&](auto* type) { put<A>(to, count, at<std::remove_pointer_t<decltype(type)>>(array, index)); });
+}
+
+template <class A>
 void write(const Array& array, int64_t index, int64_t count, const A* from) {
-  with_type<A>(array.dtype, [&](auto* type) { put(at<std::remove_pointer_t<decltype(type)>>(array, index), count, from); });
+  with_type<A>(array.dtype, [&](auto* type) { put<A>(at<std::remove_pointer_t<decltype(type)>>(array, index), count, from); });
 }
 
 // The elements themselves where they have the working type, else a converted copy.

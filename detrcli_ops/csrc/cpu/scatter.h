@@ -32,7 +32,7 @@ struct RowSums {
     if (to.direct) return;
     with_type<A>(to.rows.dtype, [&](auto* type) {
       auto* const rows = at<std::remove_pointer_t<decltype(type)>>(to.rows, 0);
-      for (int64_t cell = 0; cell < count; ++cell) put(rows + target(first + cell), p.depth, cells + cell * p.depth);
+      for (int64_t cell = 0; cell < count; ++cell) put<A>(rows + target(first + cell), p.depth, cells + cell * p.depth);
     });
   }
 

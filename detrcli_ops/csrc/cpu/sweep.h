@@ -97,7 +97,7 @@ void sweep(const Samples<A>& s, Range part, A* const share[4], const Table<E>& t
             for (int k = 0; k < 4; ++k) sums[k] += from.share(i, k) * from.row(i, k)[j];
           }
           const A total = sums[0] + sums[1] + (sums[2] + sums[3]) + poison;
-          put(out + c + j, 1, &total);
+          put<A>(out + c + j, 1, &total);
         }
         if (some <= kNarrow) return;
       }
