@@ -24,12 +24,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "openvino": ".xml"}
+from detrcli.export.description import SUFFIXES
+
+FORMATS = {kind: suffix for suffix, kind in SUFFIXES.items()}
 
 
 def cost(model: str, kind: str, count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        out, before = Path(folder) / f"model{SUFFIXES[kind]}", time.monotonic()
+        out, before = Path(folder) / f"model{FORMATS[kind]}", time.monotonic()
         command = [sys.executable, "-m", "detrcli", "export", "--model", model, "--weights", "random"]
         command += ["--out", str(out), "--json"]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=threads(count))
@@ -116,7 +118,7 @@ def main() -> None:
     parser.add_argument("what", choices=["cost", "latency"])
     parser.add_argument("--model", default="deformable_detr/r50-two-stage")
     parser.add_argument(
-        "--format", choices=list(SUFFIXES), default="onnx", help="of the file that cost is for"
+        "--format", choices=list(FORMATS), default="onnx", help="of the file that cost is for"
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-n", type=int, default=3)

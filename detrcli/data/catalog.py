@@ -56,7 +56,8 @@ class Source:
         have = next(iter(self.splits))
         if split not in ("train", "val", "test"):
             return f"name one of these: --split {have}"
-        return f"make one: detr data split {self.name} OUT" + ("" if have == "train" else f" --from {have}")
+        options = " --test 0.1" * (split == "test") + f" --from {have}" * (have != "train")
+        return f"make one: detr data split {self.name} OUT{options}"
 
 
 def resolve(

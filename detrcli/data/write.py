@@ -89,6 +89,11 @@ def _copy_pictures(dataset: Dataset, names: list[str], folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         source = dataset.file(index)
         if source is not None:
+            if not source.is_file():
+                raise DataError(
+                    f"{source}: no such file, though the data set names it",
+                    hint="see all that is missing: detr data check DATA",
+                )
             shutil.copyfile(source, target)
         else:
             Image.fromarray(dataset.picture(index).permute(1, 2, 0).numpy()).save(target)
@@ -111,15 +116,6 @@ def _new_folder(out: Path) -> Iterator[Path]:
         for path in sorted(partial.iterdir(), reverse=True):  # by which the data set is recognised, last
             path.replace(out / path.name)
     except OSError as error:
-        if (
-            isinstance(error, FileNotFoundError)
-            and error.filename
-            and not Path(error.filename).is_relative_to(partial)
-        ):
-            raise DataError(
-                f"{error.filename}: no such file, though the data set names it",
-                hint="see all that is missing: detr data check DATA",
-            ) from error
         raise DataError(f"{out}: cannot write: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -101,7 +101,8 @@ def _train(
     job.record = Record(folder, job.plan, job.categories)
     if job.done:
         metrics = (runs.read(folder) or {}).get("metrics", {})
-        complete = f"nothing was left to do at step {job.step} of {job.steps}; for more: --steps N, or --epochs N --allow-change epochs"
+        more = "--epochs N --allow-change epochs" if job.plan.steps is None else "--steps N"
+        complete = f"nothing was left to do at step {job.step} of {job.steps}; for more: {more}"
         return RunResult(folder, job.step, metrics, job.best, because=job.given_up or complete)
     if main:
         if resumed:

@@ -33,7 +33,7 @@ _CHANGED = "# Every setting of this run as it goes on. It began with others: no 
 _OF_RECIPE = ("epochs", "batch_size", "lr")  # flags for what stands in the recipe
 
 
-def write(file: Path, plan: Plan, *, as_begun: bool = True) -> str:
+def write(file: Path, plan: Plan, *, as_begun: bool) -> str:
     """The text of a file that means this plan, which the run has had from its beginning or not."""
     return (_HEAD if as_begun else _CHANGED).format(file=file.name) + toml.dumps(as_table(plan))
 

@@ -124,7 +124,7 @@ def test_a_path_without_a_data_set_says_which_layouts_are_known(tmp_path, make):
 def test_a_split_that_is_missing_says_which_there_are(coco_folder):
     with pytest.raises(DataError, match="has no split 'test', only train, val") as caught:
         resolve(str(coco_folder), "test")
-    assert caught.value.hint == f"make one: detr data split {coco_folder} OUT"
+    assert caught.value.hint == f"make one: detr data split {coco_folder} OUT --test 0.1"
     with pytest.raises(DataError) as caught:
         resolve(str(coco_folder), "nope")
     assert caught.value.hint == "name one of these: --split train"

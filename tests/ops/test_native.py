@@ -14,7 +14,7 @@ from torch import Tensor
 
 from detrcli import ops
 from detrcli.ops import dispatch
-from tests.ops.cases import KINDS, Case, make_case
+from tests.ops.cases import KINDS, SHAPES, Case, make_case
 
 WHEEL = dispatch.missing("cpu")
 pytestmark = [
@@ -200,14 +200,21 @@ def test_a_query_does_not_feel_its_neighbours(kind: str, dtype: torch.dtype, poi
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("depth", [5, 32])
-def test_every_instruction_set_gives_the_same_numbers(kind: str, depth: int) -> None:
+@pytest.mark.parametrize("depth", [2, 5, 32])
+@pytest.mark.parametrize(
+    ("points", "shapes"), [(3, SHAPES), (1, SHAPES[:1]), (2, SHAPES[:1]), (4, SHAPES[:1])]
+)
+def test_every_instruction_set_gives_the_same_numbers(
+    kind: str, depth: int, points: int, shapes: tuple[tuple[int, int], ...]
+) -> None:
     from detrcli_ops import isa, use_isa
 
     best = isa()
     if best == "native":
         pytest.skip("this processor has one instruction set only")
-    case = make_case(kind, queries=40, depth=depth, box=True, masked=True).to(torch.float32)
+    case = make_case(kind, queries=40, depth=depth, points=points, shapes=shapes, box=True, masked=True).to(
+        torch.float32
+    )
     expected, expected_grads = case.gradients("native")
     try:
         for name in ("sse4", "avx2"):

@@ -273,7 +273,7 @@ def test_on_a_small_disk_the_run_is_refused_before_it_starts(shapes, tmp_path):
         ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True
     )
     if mounted.returncode:
-        pytest.skip("this container may not mount")
+        pytest.skip("no right to mount here, which a small disk of its own needs")
     try:
         with pytest.raises(DetrError, match="GiB free"):
             train(Request(data=str(shapes), model="detr/tiny", device="cpu"), out=place / "run")

@@ -51,7 +51,7 @@ def test_a_plan_comes_back_from_its_file(model, tmp_path):
         weights="a file", data_root="/da ta", lr=3e-5, changes={"recipe.clip_norm": 1, "recipe.lr_factors.x": 0.5},
     )  # fmt: skip
     file = tmp_path / "config.toml"
-    file.write_text(settings.write(file, ours), encoding="utf-8")
+    file.write_text(settings.write(file, ours, as_begun=True), encoding="utf-8")
     assert make_plan(settings.over(settings.read(file), {})) == ours
 
 
