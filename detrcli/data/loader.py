@@ -51,11 +51,10 @@ def _canvas(sizes: Sequence[Size], *, shared: bool) -> tuple[Tensor, Tensor]:
     height, width = (max(side) for side in zip(*sizes, strict=True))
     shape = (len(sizes), height, width, 3)
     images = (_shared(shape) if shared else recycled(shape)).permute(0, 3, 1, 2)
-    mask = torch.ones(len(sizes), height, width, dtype=torch.bool)
+    mask = torch.zeros(len(sizes), height, width, dtype=torch.bool)
     for image, padding, (h, w) in zip(images, mask, sizes, strict=True):
-        image[:, h:] = 0
-        image[:, :h, w:] = 0
-        padding[:h, :w] = False
+        image[:, h:], padding[h:] = 0, True
+        image[:, :h, w:], padding[:h, w:] = 0, True
     return images, mask
 
 

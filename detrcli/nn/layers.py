@@ -8,19 +8,25 @@ import torch
 from torch import Tensor, nn
 
 
+class LinearReLU(nn.Linear):
+    """A linear layer and its ReLU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).relu_()
+
+
 class MLP(nn.Module):
     """Linear layers with ReLU between: the box head of DETR."""
 
     def __init__(self, in_features: int, hidden: int, out_features: int, num_layers: int) -> None:
         super().__init__()
-        widths = [in_features, *[hidden] * (num_layers - 1), out_features]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        *inner, last = pairwise([in_features, *[hidden] * (num_layers - 1), out_features])
+        self.layers = nn.ModuleList([*(LinearReLU(a, b) for a, b in inner), nn.Linear(*last)])
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = layer(x).relu_()
-        out: Tensor = self.layers[-1](x)
-        return out
+        for layer in self.layers:
+            x = layer(x)
+        return x
 
 
 class FrozenBatchNorm2d(nn.Module):

@@ -2,7 +2,7 @@
 
     fold        a frozen norm behind a convolution becomes part of it
     layout      convolutions keep their weights channels-last, the order that oneDNN and cuDNN compute in
-    onednn      convolutions of one pixel go to oneDNN on a single CPU thread, too; by itself torch asks it from two on
+    onednn      on the CPU oneDNN computes all layers, and adds biases, rectifies and sums while it is at it
     allocator   freed memory stays in the process (CPU, glibc): else every large intermediate is made of fresh pages,
                 which the system clears one by one
 
@@ -20,10 +20,11 @@ from itertools import chain, pairwise
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from detrcli.errors import unknown
 from detrcli.nn.layers import FrozenBatchNorm2d
+from detrcli.nn.onednn import ask_onednn
 
 Lever = Literal["fold", "layout", "onednn", "allocator"]
 LEVERS: tuple[Lever, ...] = get_args(Lever)
@@ -91,24 +92,6 @@ def order_channels_last(model: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             ordered = module.weight.contiguous(memory_format=torch.channels_last)
             module.weight = nn.Parameter(ordered, requires_grad=module.weight.requires_grad)
-
-
-class PixelConv2d(nn.Conv2d):
-    """A convolution of one pixel, which oneDNN computes whatever the number of threads."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.dtype != torch.float32 or not input.is_cpu or torch.is_autocast_enabled("cpu"):
-            return super().forward(input)
-        return torch.mkldnn_convolution(
-            input, self.weight, self.bias, (0, 0), self.stride, self.dilation, self.groups
-        )
-
-
-def ask_onednn(model: nn.Module) -> None:
-    for module in model.modules():
-        one_pixel = type(module) is nn.Conv2d and module.kernel_size == module.stride == (1, 1)
-        if one_pixel and module.padding == (0, 0):
-            module.__class__ = PixelConv2d
 
 
 @functools.cache

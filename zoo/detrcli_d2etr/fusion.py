@@ -20,6 +20,7 @@ from timm.layers import DropPath  # type: ignore[attr-defined]  # not listed in 
 from torch import Tensor, nn
 
 from detrcli.nn.backbone import resize_mask
+from detrcli.nn.layers import LinearReLU
 from detrcli_deformable_detr.levels import Map
 
 logger = logging.getLogger("detrcli.d2etr")
@@ -189,13 +190,13 @@ class ConvolvingMLP(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
+        self.fc1 = LinearReLU(width, hidden)
         self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, size: Size, mask: Tensor | None) -> Tensor:
         """x (B, S, C) of a map of `size`; padding (B, H, W) counts as zero where given."""
-        hidden = to_map(self.fc1(x).relu(), size)
+        hidden = to_map(self.fc1(x), size)
         if mask is not None:
             hidden = hidden.masked_fill(mask[:, None], 0.0)
         out: Tensor = self.fc2(F.gelu(to_tokens(self.dwconv(hidden))))

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from detrcli.nn.layers import LinearReLU
+
 
 class Attention(nn.MultiheadAttention):
     """Multi-head attention with batch first that returns only its answer."""
@@ -29,12 +31,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(width, hidden)
+        self.linear1 = LinearReLU(width, hidden)
         self.linear2 = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.linear2(self.dropout(self.linear1(x).relu_()))
+        out: Tensor = self.linear2(self.dropout(self.linear1(x)))
         return out
 
 
