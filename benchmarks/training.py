@@ -68,6 +68,7 @@ def _ours(folder: Path, images: Any, labels: Any, boxes: Any, precision: str) ->
     def criterion(output: Output, targets: Sequence[Target], num_boxes: float | None = None) -> Losses:
         return whole(replace(output, proposals=None), targets, num_boxes)
 
+    images = images.contiguous(memory_format=torch.channels_last)  # as the loader of `detr train` gives them
     net, recipe = ours(folder), Recipe(epochs=1, batch_size=2, lr=1e-5, lr_drop=1)
     targets = tuple(Target(a, b) for a, b in zip(labels, boxes, strict=True))
     mask, sizes = torch.zeros(images.shape[0], *images.shape[2:], dtype=torch.bool), torch.zeros(2, 2)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from detrcli.nn.dropout import Dropout
 from detrcli.nn.layers import inverse_sigmoid
 from detrcli.ops import Shapes
 from detrcli_deformable_detr.attention import DeformableAttention
@@ -47,7 +48,7 @@ class DecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
         self.norm3 = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from detrcli.nn.dropout import Dropout
 from detrcli.ops import Shapes
 from detrcli_deformable_detr.attention import DeformableAttention
 from detrcli_deformable_detr.levels import Tokens, in_levels, token_centres
@@ -19,7 +20,7 @@ class EncoderLayer(nn.Module):
         self.ffn = FeedForward(width, ffn, dropout)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Tensor, position: Tensor, reference: Tensor, shapes: Shapes, mask: Tensor | None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from detrcli.nn.dropout import Dropout
 from detrcli.nn.layers import LinearReLU
 
 
@@ -33,7 +34,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.linear1 = LinearReLU(width, hidden)
         self.linear2 = nn.Linear(hidden, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.linear2(self.dropout(self.linear1(x)))
@@ -47,7 +48,7 @@ class EncoderLayer(nn.Module):
         self.ffn = FeedForward(width, ffn, dropout)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, position: Tensor, mask: Tensor) -> Tensor:
         """x and position (B, S, C), mask (B, S) -> (B, S, C)."""
@@ -66,7 +67,7 @@ class DecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
         self.norm3 = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, query: Tensor, memory: Tensor, key: Tensor, mask: Tensor) -> Tensor:
         """x and query positions (B, Q, C), memory and key = memory + position (B, S, C), mask (B, S) -> (B, Q, C)."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from detrcli.nn.backbone import Backbone
+from detrcli.nn.dropout import Dropout
 from detrcli.nn.layers import MLP
 from detrcli.nn.position import sine_boxes
 from detrcli.ops import Shapes
@@ -74,7 +75,7 @@ class DecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
         self.norm3 = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from detrcli.nn.dropout import Dropout
 from detrcli.ops import Shapes
 from detrcli_deformable_detr.config import DeformableDetrConfig
 from detrcli_deformable_detr.levels import Tokens, in_levels, token_centres
@@ -24,7 +25,7 @@ class Feed(nn.Module):
         super().__init__()
         self.ffn = FeedForward(width, hidden, dropout)
         self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         fed: Tensor = self.norm(x + self.dropout(self.ffn(x)))
@@ -44,7 +45,7 @@ class InterleavedLayer(nn.Module):
         self.kind: Kind = kind
         self.self_attn = attention
         self.norm1 = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         if kind != "low" or low_ffn is None:
             self.ffn = FeedForward(width, ffn, dropout)
             self.norm2 = nn.LayerNorm(width)
