@@ -127,7 +127,10 @@ inline void copy_some(E* to, const E* from, int64_t n) {
 template <class A, class E>
 inline Float<A> load_some(const E* from, int64_t n) {
 #if DETRCLI_OPS_VECTOR_BYTES == 64
-  if constexpr (std::is_same_v<E, float>) return _mm512_maskz_loadu_ps((1u << n) - 1, from);
+  const unsigned lanes = (1u << n) - 1;
+  if constexpr (std::is_same_v<E, float>) return _mm512_maskz_loadu_ps(lanes, from);
+  if constexpr (std::is_same_v<E, bf16>) return F32(U32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, from))) << 16);
+  if constexpr (std::is_same_v<E, f16>) return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, from));
 #elif DETRCLI_OPS_VECTOR_BYTES == 32
   const Int<float> lanes = {0, 1, 2, 3, 4, 5, 6, 7};
   if constexpr (std::is_same_v<E, float>) return _mm256_maskload_ps(from, __m256i(lanes < static_cast<int32_t>(n)));
