@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -23,7 +23,7 @@ from detrcli.data.annotations import Dataset
 from detrcli.data.layouts import SPLITS, Loader, Options, split_name
 from detrcli.data.places import names, read_register, registers, roots
 from detrcli.data.structure import broken_files, missing_files, repair, structure
-from detrcli.errors import DataError, UsageError, nearest
+from detrcli.errors import DataError, UsageError, nearest, typed
 
 BadData: TypeAlias = Literal["error", "skip"]
 
@@ -35,6 +35,12 @@ class Source:
     name: str
     format: str
     splits: Mapping[str, Loader]
+    root: Path | None = None  # that the user named, and where it lies
+
+    @property
+    def asked(self) -> str:
+        """As it is typed."""
+        return typed(self.name, *(("--data-root", self.root) if self.root else ()))
 
     def load(self, split: str, options: Options = Options()) -> Dataset:
         """One split, with what its arrays show in `defects`."""
@@ -50,14 +56,17 @@ class Source:
                 f"{self.name} has no split {split!r}, only {', '.join(self.splits)}",
                 hint=self._way_to(wanted),
             )
-        return self.splits[wanted](options)
+        dataset = replace(self.splits[wanted](options), asked=self.asked)
+        if options.strict:
+            dataset.refuse()
+        return dataset
 
     def _way_to(self, split: str) -> str:
         have = next(iter(self.splits))
         if split not in ("train", "val", "test"):
             return f"name one of these: --split {have}"
         options = " --test 0.1" * (split == "test") + f" --from {have}" * (have != "train")
-        return f"make one: detr data split {self.name} OUT{options}"
+        return f"make one: detr data split {self.asked} OUT{options}"
 
 
 def resolve(
@@ -81,13 +90,13 @@ def resolve(
     for file, detail in missing_files(dataset).items():
         dataset.defects.add("missing-file", file, "", detail)
         bad.add(file)
-    dataset.defects.refuse(name, skip=skip)
+    dataset.refuse(skip=skip)
     if headers:
         broken = distributed.from_main(broken_files(dataset, bad) if distributed.is_main() else {})
         for file, (kind, detail) in broken.items():
             dataset.defects.add(kind, file, "", detail)
             bad.add(file)
-        dataset.defects.refuse(name, skip=skip)
+        dataset.refuse(skip=skip)
     if not skip:
         return dataset
     found = dataset.defects
@@ -110,7 +119,7 @@ def find(name: str, data_root: Path | None = None) -> Source:
     places = [root / name for root in roots(data_root)]
     for place in places:
         if _exists(place):
-            return recognise(place, name)
+            return replace(recognise(place, name), root=data_root if place is places[0] else None)
     for file in registers():
         if name in (table := read_register(file)):
             return _registered(name, table[name], file)

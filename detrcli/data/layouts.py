@@ -62,9 +62,7 @@ def at(path: Path, name: str) -> Found | None:
 
 
 def coco_loader(path: Path, images: Path, name: str, split: str) -> Loader:
-    return lambda options: coco.load_coco(
-        path, images, name=name, split=split, masks=options.masks, strict=options.strict
-    )
+    return lambda options: coco.load_coco(path, images, name=name, split=split, masks=options.masks)
 
 
 def _coco_file(path: Path, name: str) -> Found:
@@ -117,7 +115,7 @@ def _yolo(path: Path, name: str) -> Found:
 
     def loader(key: str) -> Loader:
         return lambda options: yolo.load_yolo(
-            spec, key, name=name, split=split_name(key), masks=options.masks, strict=options.strict
+            spec, key, name=name, split=split_name(key), masks=options.masks
         )
 
     return Found("yolo", {split_name(key): loader(key) for key in spec.splits})
@@ -130,7 +128,7 @@ def _voc(root: Path, name: str) -> Found | None:
 
     def loader(key: str) -> Loader:
         return lambda options: voc.load_voc(
-            layout, key, name=name, split=split_name(key), masks=options.masks, strict=options.strict
+            layout, key, name=name, split=split_name(key), masks=options.masks
         )
 
     return Found("voc", {split_name(key): loader(key) for key in layout.pairs})
@@ -142,7 +140,7 @@ def hub(name: str) -> Found:
 
     def loader(key: str) -> Loader:
         return lambda options: huggingface.load_rows(
-            tables, key, name=name, split=split_name(key), masks=options.masks, strict=options.strict
+            tables, key, name=name, split=split_name(key), masks=options.masks
         )
 
     return Found("huggingface", {split_name(key): loader(key) for key in tables})

@@ -176,7 +176,7 @@ def _data(plan: Plan, model: Model) -> tuple[Dataset, Dataset | None]:
     for split in (dataset, val):
         if split is not None and len(split) == 0:
             raise DataError(
-                f"{plan.data} {split.split} has no pictures", hint=f"look at it: detr data check {plan.data}"
+                f"{plan.data} {split.split} has no pictures", hint=f"look at it: {split.check_command}"
             )
     if val is not None:
         match_categories(dataset.categories, val.categories)  # an error before an epoch of work
@@ -198,7 +198,7 @@ def _about_data(plan: Plan, dataset: Dataset, val: Dataset | None) -> list[str]:
     """What the check before every training found."""
     notes = [note for split in (dataset, val) if split is not None for note in _defects(split)]
     if notes:
-        notes.append(f"see all: detr data check {plan.data}")
+        notes.append(f"see all: {dataset.check_command}")
     if dataset.annotations.segments is not None and (boxed := without_outline(dataset.annotations)):
         objects = len(dataset.annotations.ids)
         notes.append(f"{boxed} of {objects} objects have no segmentation: their masks are their boxes")

@@ -377,24 +377,24 @@ def test_hub_classes_without_a_list_agree_over_the_splits(train, val, names):
 ])  # fmt: skip
 def test_bad_objects_of_hub_rows_are_named_as_those_of_files(boxes, labels, kind):
     tables = {"train": hub_rows([boxes], [labels])}
+    dataset = load_rows(tables, "train", name="hf:me/mine", split="train")
     with pytest.raises(DataError, match=rf"hf:me/mine row 0 object 2: .*{KINDS[kind].means}"):
-        load_rows(tables, "train", name="hf:me/mine", split="train")
-    dataset = load_rows(tables, "train", name="hf:me/mine", split="train", strict=False)
+        dataset.refuse()
     assert dataset.annotations.boxes.tolist() == [BOX]
     assert dataset.defects.counts[kind] == 1
 
 
 def test_ids_of_hub_rows_are_unique_whole_numbers_or_left_alone():
-    def load(ids, **options):
+    def load(ids):
         tables = {"train": hub_rows([[BOX]] * len(ids), [["a"]] * len(ids), ids)}
-        return load_rows(tables, "train", name="hf:me/mine", split="train", **options)
+        return load_rows(tables, "train", name="hf:me/mine", split="train")
 
     texts = load(["000a", "000b"])
     assert texts.annotations.image_ids.tolist() == [1, 2]
     assert texts.defects.counts["bad-image-id"] == 1
+    left = load([31, 31, 4])
     with pytest.raises(DataError, match=r"row 1: 31: two images share an id"):
-        load([31, 31, 4])
-    left = load([31, 31, 4], strict=False)
+        left.refuse()
     assert left.annotations.image_ids.tolist() == [31, 4]
     assert list(left.annotations.names) == ["row-000000.png", "row-000002.png"]
     assert len(left.pictures.table) == 2

@@ -144,17 +144,13 @@ def _objects(layout: Layout, xml: str) -> tuple[tuple[str, bool, tuple[float, ..
         return ()
 
 
-def load_voc(
-    layout: Layout, key: str, *, name: str, split: str, masks: bool = False, strict: bool = True
-) -> Dataset:
+def load_voc(layout: Layout, key: str, *, name: str, split: str, masks: bool = False) -> Dataset:
     categories = categories_of(layout)
     reader = _Reader(layout, categories, Defects(), Builder(segments_wanted=masks))
     for number, (xml, stem) in enumerate(layout.pairs[key], 1):
         reader.page(number, xml, stem)
     if not reader.builder.images:
         reader.defects.add("no-images", str(layout.root), key)
-    if strict:
-        reader.defects.refuse(name)
     return Dataset(name, split, categories, reader.builder.build(), Files(layout.root), reader.defects)
 
 

@@ -71,17 +71,13 @@ def _root(value: Any, path: Path) -> Path:
     return next((place for place in (path.parent / value, Path(value)) if place.is_dir()), path.parent)
 
 
-def load_yolo(
-    spec: Spec, key: str, *, name: str, split: str, masks: bool = False, strict: bool = True
-) -> Dataset:
+def load_yolo(spec: Spec, key: str, *, name: str, split: str, masks: bool = False) -> Dataset:
     """One split; `key` is its word in the file."""
     reader = _Reader(spec, Defects(), Builder(segments_wanted=masks))
     for number, file in enumerate(sorted(set(_pictures(spec, key))), 1):
         reader.picture(number, file)
     if not reader.builder.images:
         reader.defects.add("no-images", str(spec.source), key)
-    if strict:
-        reader.defects.refuse(name)
     annotations = reader.builder.build()
     return Dataset(name, split, spec.categories, annotations, Files(spec.root), reader.defects)
 
