@@ -132,7 +132,9 @@ def recognise(path: Path, name: str) -> Source:
     """The data set at an existing path."""
     found = layouts.at(path, name)
     if found is None:
-        raise DataError(f"{path}: no data set that detr can read", hint=layouts.KNOWN)
+        files = layouts.coco_files(path)[:3]
+        name_it = f"name the annotation file itself: {' or '.join(map(typed, files))}; " if files else ""
+        raise DataError(f"{path}: no data set that detr can read", hint=name_it + layouts.KNOWN)
     return _source(name, found)
 
 

@@ -42,6 +42,11 @@ KINDS: dict[str, Kind] = {
     "bad-category": _fatal("a category without a usable id or name", "dropped"),
     "duplicate-category-id": _fatal("two categories share an id", "first kept"),
     "duplicate-category-name": Kind("warning", "two categories share a name", "kept"),
+    "class-count": Kind(
+        "warning",
+        "another number of classes in nc than there are names: the names are the classes",
+        "names kept",
+    ),
     "empty-category": Kind("note", "a category without objects", "kept"),
     "bad-annotation": _fatal("an annotation that is not a JSON object", "dropped"),
     "bad-annotation-id": _fatal("an annotation id that is not a whole number", "renumbered"),

@@ -16,6 +16,7 @@ KNOWN = (
     "{train,valid}/_annotations.coco.json beside the pictures (Roboflow); data.yaml with images/ and labels/ (YOLO); "
     "Annotations/*.xml with JPEGImages/ (Pascal VOC)"
 )
+HEAD = 1 << 20  # bytes of a file by which it is recognised
 _ALIASES = {
     "valid": "val",
     "validation": "val",
@@ -72,6 +73,21 @@ def _coco_file(path: Path, name: str) -> Found:
     root = path.parent.parent if path.parent.name == "annotations" else path.parent
     images = _picture_folder(root, written, split) or path.parent
     return Found("coco", {split: coco_loader(path, images, name, split)})
+
+
+def coco_files(root: Path) -> list[Path]:
+    """Annotations in a folder that is none of the layouts, by their looks."""
+    found = (path for folder in (root, root / "annotations") for path in sorted(folder.glob("*.json")))
+    return [path for path in found if _is_coco(path)]
+
+
+def _is_coco(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    except OSError:
+        return False
+    return any(key in head for key in (b'"images"', b'"annotations"', b'"categories"'))
 
 
 def _coco_folder(root: Path, name: str) -> Found | None:
