@@ -164,7 +164,7 @@ def _facts(run: Run) -> dict[str, Any]:
 def _row(run: Run) -> list[str]:
     link = " (link)" if run.folder.is_symlink() else ""
     steps = "" if run.steps is None else f"{run.steps}"
-    facts = [run.name + link, run.status, run.model, run.data, _score(run.best_ap), steps]
+    facts = [run.name + link, run.status, run.model, run.data_name, _score(run.best_ap), steps]
     return [*map(_shown, facts), _shown(run.started_at[:16].replace("T", " ")), _bytes(run.size()[1])]
 
 
@@ -193,11 +193,13 @@ def _tell(run: Run) -> None:
 
 
 def _next(run: Run) -> str:
-    folder = _shown(run.folder, 400)
+    from detrcli.errors import typed
+
+    folder, config = typed(_shown(run.folder, 400)), typed(_shown(run.folder / "config.toml", 400))
     if run.status in ("interrupted", "died"):
         return f"next: detr train --resume {folder}"
     if run.status == "finished":
-        return f"next: detr predict IMAGE --weights {folder}   or again: detr train --config {folder}/config.toml"
+        return f"next: detr predict IMAGE --weights {folder}   or again: detr train --config {config}"
     return f"settings: detr -v runs show {folder}"
 
 
@@ -207,7 +209,7 @@ def _results(runs: Sequence[Run]) -> list[list[str]]:
     rows = [
         ["state", *(run.status for run in runs)],
         ["model", *(_shown(run.model) for run in runs)],
-        ["data", *(_shown(run.data) for run in runs)],
+        ["data", *(_shown(run.data_name) for run in runs)],
         ["steps", *("" if run.steps is None else str(run.steps) for run in runs)],
         ["duration", *(duration(run) or "" for run in runs)],
         ["best AP", *(_score(run.best_ap) for run in runs)],

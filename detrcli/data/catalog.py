@@ -21,7 +21,7 @@ from detrcli import distributed
 from detrcli.data import layouts, shapes
 from detrcli.data.annotations import Dataset
 from detrcli.data.layouts import SPLITS, Loader, Options, split_name
-from detrcli.data.places import names, read_register, registers, roots
+from detrcli.data.places import exists, names, read_register, registers, roots
 from detrcli.data.structure import broken_files, missing_files, repair, structure
 from detrcli.errors import DataError, UsageError, nearest, typed
 
@@ -112,13 +112,13 @@ def find(name: str, data_root: Path | None = None) -> Source:
     if name.startswith("hf:"):
         return _source(name, layouts.hub(name))
     path = Path(name).expanduser()
-    if _exists(path):
+    if exists(path):
         return recognise(path, name)
     if "/" in name or os.sep in name:
         raise _no_such(path, name)
     places = [root / name for root in roots(data_root)]
     for place in places:
-        if _exists(place):
+        if exists(place):
             return replace(recognise(place, name), root=data_root if place is places[0] else None)
     for file in registers():
         if name in (table := read_register(file)):
@@ -177,13 +177,6 @@ def _not_understood(name: str, file: Path) -> DataError:
     return DataError(f"{file}: [{name}] is not understood", hint=hint)
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name too long for a path, a NUL
-        return False
-
-
 def _unknown(name: str, places: list[Path], data_root: Path | None) -> DataError | UsageError:
     looked = ", ".join(str(place) for place in places)
     if name == "coco":
@@ -207,7 +200,7 @@ def _no_such(path: Path, name: str) -> UsageError:
 
 
 def _similar_paths(path: Path) -> str | None:
-    if not _exists(path.parent):
+    if not exists(path.parent):
         return f"there is no folder {path.parent}"
     near = nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else []
-    return f"did you mean {' or '.join(str(path.parent / n) for n in near)}?" if near else None
+    return f"did you mean {' or '.join(typed(path.parent / n) for n in near)}?" if near else None

@@ -47,6 +47,10 @@ class Run:
         return self._text("data")
 
     @property
+    def data_name(self) -> str:
+        return data_name(self.data)
+
+    @property
     def started_at(self) -> str:
         return self._text("started_at")
 
@@ -95,6 +99,11 @@ class Run:
     def _text(self, name: str) -> str:
         value = self.about.get(name)
         return value if isinstance(value, str) else ""
+
+
+def data_name(data: str) -> str:
+    """What people call a data set: of a path the last part, which also says nothing of the machine."""
+    return Path(data).name if os.path.isabs(data) else data
 
 
 def read(folder: Path) -> dict[str, Any] | None:

@@ -153,8 +153,9 @@ def _prepare_machine(plan: Plan) -> list[str]:
         exact = "to the bit" if plan.deterministic else "to rounding; to the bit with --deterministic"
         return [f"the same numbers come out on this kind of device {exact}"]
     threads = choose_threads(plan.workers)
+    each = f" in each of {distributed.world_size()} processes" if distributed.running() else ""
     notes = [
-        f"{threads} thread{'s' if threads > 1 else ''}: the same numbers come out with as many on this kind of machine"
+        f"{threads} thread{'s' if threads > 1 else ''}{each}: the same numbers come out with as many on this kind of machine"
     ]
     if plan.amp == "bf16" and (ratio := bf16_speed()) < 1:
         notes.append(

@@ -152,7 +152,7 @@ class Record:
             config=to_plain(self.plan.config),
             preprocess=variant.preprocess,
             categories=self.categories,
-            made={"data": self.plan.data, "detrcli": __version__, **made},
+            made={"data": runs.data_name(self.plan.data), "detrcli": __version__, **made},
         )
         file.save(self.folder / name, state, metadata)
 
@@ -177,8 +177,9 @@ def _end_of(path: Path, step: int, scored: int) -> int:
 
 
 def read_plan(folder: Path) -> Plan:
+    """The plan of a run; one from before they were written whole has paths from the folder it was started in."""
     try:
-        return settings.plan(folder / CONFIG_FILE)
+        return settings.plan(folder / CONFIG_FILE).anywhere()
     except UsageError as error:
         raise CheckpointError(
             f"{folder} is no training run that can be resumed: {error}",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from detrcli import distributed, launch, runs
-from detrcli.errors import DetrError, NonFiniteError
+from detrcli.errors import DetrError, NonFiniteError, typed
 from detrcli.evaluate.run import evaluate
 from detrcli.train import loggers, resuming, state
 from detrcli.train.estimate import with_largest_batch
@@ -342,7 +342,7 @@ class Run:
         if job.unsaved is not None:
             raise DetrError(
                 f"the run has ended, but not all of it could be written: {job.unsaved}",
-                hint=f"free some space, then: detr train --resume {job.record.folder}",
+                hint=f"free some space, then: {typed('detr', 'train', '--resume', job.record.folder)}",
             ) from job.unsaved
         stopped_by = None if job.done else signal
         return RunResult(job.record.folder, job.step, self.metrics, job.best, stopped_by, job.given_up)

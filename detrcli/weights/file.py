@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detrcli.errors import CheckpointError
+from detrcli.errors import CheckpointError, typed
 from detrcli.files import replacing
 from detrcli.weights.metadata import (
     KEY,
@@ -170,7 +170,7 @@ def _unsafe(path: Path, error: Exception) -> CheckpointError:
     if wanted == ["argparse.Namespace"]:
         return CheckpointError(
             f"{path} also holds the arguments of the program that wrote it",
-            hint=f"convert it once: detr zoo convert {path} --model FAMILY/VARIANT",
+            hint=f"convert it once: {typed('detr', 'zoo', 'convert', path, '--model', 'FAMILY/VARIANT')}",
         )
     names = f"it asks for {', '.join(wanted)}" if wanted else "it asks for more than tensors"
     return CheckpointError(
