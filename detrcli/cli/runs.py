@@ -66,6 +66,7 @@ def show(run: Name, html: Html = None, png: Png = None, as_json: AsJson = False)
     console.settings.json = as_json
     from detrcli.runs import find
 
+    _check_names(html, png)
     found = find(run)
     if html or png:
         from detrcli.report import chart, page
@@ -85,6 +86,7 @@ def compare(runs: Names, html: Html = None, png: Png = None, as_json: AsJson = F
     from detrcli.report.compare import differing
     from detrcli.runs import find
 
+    _check_names(html, png)
     if len(runs) < 2:
         raise UsageError("compare needs two runs or more", hint="see: detr runs list")
     found = [find(name) for name in runs]
@@ -155,6 +157,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "metrics": run.metrics,
         "started_at": run.started_at,
         "finished_at": run.finished_at,
+        "seconds": run.seconds,
         "error": run.error,
         "files": files,
         "bytes": size,
@@ -224,6 +227,16 @@ def _columns(runs: Sequence[Run]) -> list[str]:
     """The names of the runs, told apart where two have the same."""
     names = [_shown(run.name, 40) for run in runs]
     return [f"{i}: {name}" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
+
+
+def _check_names(html: Path | None, png: Path | None) -> None:
+    """A file is what its name says."""
+    from detrcli.errors import UsageError
+
+    if html is not None and html.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--html writes a .html file (value given: {html})", hint="--html page.html")
+    if png is not None and png.suffix.lower() != ".png":
+        raise UsageError(f"--png writes a .png file (value given: {png})", hint="--png curves.png")
 
 
 def _write(path: Path | None, page: Any) -> None:

@@ -13,7 +13,7 @@ what it is.
 from detrcli.runs.folder import check_place, fresh, new_run, root
 from detrcli.runs.history import History
 from detrcli.runs.reading import shown
-from detrcli.runs.run import RUN_FILE, Run, data_name, every, find, may_remove, names, read, remove
+from detrcli.runs.run import RUN_FILE, Run, data_name, every, find, may_remove, names, read, remove, spent
 
 __all__ = [
     "RUN_FILE",
@@ -31,4 +31,5 @@ __all__ = [
     "remove",
     "root",
     "shown",
+    "spent",
 ]

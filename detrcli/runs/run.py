@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ class Run:
         return self._text("finished_at")
 
     @property
+    def seconds(self) -> float | None:
+        """How long it has run, without the time between an end and a resumption; None while it does, and where it is not told."""
+        return None if self.status == "running" else spent(self.about)
+
+    @property
     def error(self) -> str:
         return self._text("error")
 
@@ -99,6 +105,18 @@ class Run:
     def _text(self, name: str) -> str:
         value = self.about.get(name)
         return value if isinstance(value, str) else ""
+
+
+def spent(about: Mapping[str, Any]) -> float | None:
+    """The seconds that a run has run, by its `run.json`; of one from before they were counted those from start to end."""
+    if (counted := number(about.get("seconds"))) is not None:
+        return counted if counted >= 0 else None
+    try:
+        started, ended = (datetime.fromisoformat(about[name]) for name in ("started_at", "finished_at"))
+        seconds = (ended - started).total_seconds()
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return None
+    return seconds if seconds >= 0 else None
 
 
 def data_name(data: str) -> str:

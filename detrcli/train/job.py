@@ -17,7 +17,7 @@ from detrcli.data.classes import compared
 from detrcli.data.defects import KINDS
 from detrcli.data.loader import Batches, train_loader
 from detrcli.data.masks import without_outline
-from detrcli.data.structure import repair
+from detrcli.data.structure import repair, shared_pictures
 from detrcli.data.transforms import training
 from detrcli.environment import bf16_speed
 from detrcli.errors import DataError, DetrError
@@ -26,6 +26,7 @@ from detrcli.nn.backbone import Backbone
 from detrcli.nn.speed import keep_memory, levers
 from detrcli.plugins import Model, resolve
 from detrcli.train.ema import Average
+from detrcli.train.guard import Ways
 from detrcli.train.learner import DTYPES, Learner, Shared
 from detrcli.train.loop import Trainer
 from detrcli.train.machine import choose_threads
@@ -59,6 +60,9 @@ class Job:
     scored: int = 0  # the step up to which the ends of epochs are done with
     best: float | None = None
     stale: int = 0  # evaluations since the best
+    fell_back: bool = (
+        False  # the state it goes on from is the one before a damaged one, and the only good one
+    )
     unsaved: DetrError | OSError | None = None  # why the last state could not be written
 
     @property
@@ -203,6 +207,11 @@ def _about_data(plan: Plan, dataset: Dataset, val: Dataset | None) -> list[str]:
     if dataset.annotations.segments is not None and (boxed := without_outline(dataset.annotations)):
         objects = len(dataset.annotations.ids)
         notes.append(f"{boxed} of {objects} objects have no segmentation: their masks are their boxes")
+    if val is not None and (same := shared_pictures(dataset, val)):
+        which = "the pictures of val are" if same == len(val) else f"{same} of {len(val)} pictures of val are"
+        notes.append(
+            f"{which} those of train: scores say nothing of new pictures; see: {dataset.check_command}"
+        )
     if val is None:
         notes.append("no validation split: nothing is scored, the last weights count as the best")
     return [*notes, *_about_size(plan, dataset)]
@@ -297,6 +306,7 @@ def _trainer(plan: Plan, model: Model, net: nn.Module, categories: Categories, d
         seed=plan.seed,
         scaler=torch.amp.GradScaler(torch.device(device).type, enabled=plan.amp == "fp16"),
         average=None if plan.ema is None else Average(net, plan.ema),
+        ways=Ways(amp=plan.amp),
     )
 
 

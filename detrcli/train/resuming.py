@@ -156,7 +156,7 @@ def _refuse(folder: Path, name: str, before: Any, after: Any, *, allowed: bool) 
 
 def restore(job: Job, folder: Path, allow: Sequence[str]) -> None:
     """Take up the state of a run: what comes next is what would have come."""
-    kept = state.read(folder)
+    kept, job.fell_back = state.newest(folder)
     _check_data(job, folder, kept, allowed="data" in allow)
     trainer = job.trainer
     try:

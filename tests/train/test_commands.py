@@ -115,6 +115,21 @@ def test_weights_that_do_not_fit_for_what_set_changed_say_so(place):
     assert "type --model" not in done.err
 
 
+@pytest.mark.parametrize(("val", "told"), [("images/train", True), ("images/val", False), ("val.txt", True)])
+def test_scores_on_the_pictures_of_train_are_told(place, val, told):
+    detr("data", "convert", "toys", "yolo", "--to", "yolo", cwd=place)
+    names = sorted(path.name for path in (place / "yolo" / "images" / "train").iterdir())
+    (place / "yolo" / "val.txt").write_text("".join(f"images/train/{name}\n" for name in names[:3]))
+    (place / "yolo" / "data.yaml").write_text(
+        f"train: images/train\nval: {val}\nnames: [circle, square, triangle]\n"
+    )
+    done = detr("train", "yolo", *TINY, "--steps", "1", "--out", "run", cwd=place)
+    assert done.code == 0, done.err
+    notes = [line for line in done.err.splitlines() if "scores say nothing of new pictures" in line]
+    assert len(notes) == told
+    assert all(note.endswith(f"; see: detr data check {place / 'yolo'}") for note in notes)
+
+
 def test_threads_are_those_of_each_process(place):
     done = detr("train", "toys", *TINY, "--steps", "1", "--devices", "2", "--out", "run", cwd=place)
     assert done.code == 0, done.err
