@@ -290,7 +290,5 @@ def _tell_written(splits: dict[str, Dataset], out: Path, as_json: bool) -> None:
         console.emit_json({"out": str(out), "images": counts})
         return
     console.say(f"{out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
-    view, train = (
-        typed("detr", *words) for words in (("data", "view", out), ("train", out, "--model", "FAMILY"))
-    )
+    view, train = typed("detr", "data", "view", out), typed("detr", "train", out, "--model", "FAMILY")
     console.note(f"next: {view}   or: {train}")

@@ -35,7 +35,7 @@ class Source:
     name: str
     format: str
     splits: Mapping[str, Loader]
-    root: Path | None = None  # that the user named, and where it lies
+    root: Path | None = None  # the --data-root that it lies in
 
     @property
     def asked(self) -> str:

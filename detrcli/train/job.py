@@ -60,9 +60,7 @@ class Job:
     scored: int = 0  # the step up to which the ends of epochs are done with
     best: float | None = None
     stale: int = 0  # evaluations since the best
-    fell_back: bool = (
-        False  # the state it goes on from is the one before a damaged one, and the only good one
-    )
+    fell_back: bool = False  # it goes on from the state before the newest, which is damaged
     unsaved: DetrError | OSError | None = None  # why the last state could not be written
 
     @property

@@ -307,9 +307,8 @@ class Run:
         with self._tolerated():
             self._keep_best()
         with self._tolerated():
-            if (
-                job.fell_back
-            ):  # else the damaged one would take its place, and none be left while the next is written
+            # the good one first: a save moves the newest over the one before it
+            if job.fell_back:
                 job.fell_back = not state.step_back(job.record.folder)
             state.save(job.record.folder, self._state())
             self.state_step = job.step

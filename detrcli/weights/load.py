@@ -307,13 +307,13 @@ def owner(tensors: Mapping[str, Tensor], family: Family[Any]) -> Variant[Any] | 
 def _name_it(family: Family[Any], variant: Variant[Any], config: Any) -> str:
     name, (base, changed) = f"{family.name}/{variant.name}", _changed(family, config)
     if base is variant and changed:  # it was named; what does not fit is what --set made of it
-        return f"the file is of {name} as it stands: leave out --set of {', '.join(changed)}"
+        return f"the file is of {name} as it stands: leave out --set of {_some(tuple(changed))}"
     return f"the file is of {name}: type --model {name}"
 
 
 def _configured(family: Family[Any], config: Any) -> str:
     base, changed = _changed(family, config)
-    made = f" than {family.name}/{base.name} with --set of {', '.join(changed)}" if changed else ""
+    made = f" than {family.name}/{base.name} with --set of {_some(tuple(changed))}" if changed else ""
     return f"the file is of another configuration{made}"
 
 
