@@ -18,6 +18,7 @@ from torch import Tensor
 
 from detrcli.errors import CheckpointError, typed
 from detrcli.files import replacing
+from detrcli.weights.file import save_torch
 
 STATE, BEFORE = "state.pt", "state-before.pt"
 
@@ -28,10 +29,7 @@ def save(folder: Path, content: dict[str, Any]) -> None:
     """Write the state; on failure a `DetrError`, and the old ones stay."""
     path = folder / STATE
     with replacing(path) as temporary:
-        try:
-            torch.save({**content, "sha256": digest(content)}, temporary)
-        except RuntimeError as error:  # torch's writer has no OSError for a full disk
-            raise OSError(str(error).splitlines()[0]) from error
+        save_torch(temporary, {**content, "sha256": digest(content)})
         if path.exists():
             os.replace(path, folder / BEFORE)
 

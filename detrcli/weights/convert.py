@@ -79,9 +79,14 @@ def to_layout(source: Path, out: Path, layout: str) -> Converted:
         if out.suffix == ".safetensors":
             from safetensors.torch import save_file
 
-            save_file({n: t.contiguous() for n, t in names.items()}, temporary, metadata={"format": "pt"})
+            try:
+                save_file({n: t.contiguous() for n, t in names.items()}, temporary, metadata={"format": "pt"})
+            except (
+                Exception
+            ) as error:  # safetensors has its own error for a full disk; its text holds the cause
+                raise OSError(f"{error}") from error
         else:
-            torch.save({"model": names}, temporary)
+            file.save_torch(temporary, {"model": names})
     return Converted(out, model.name, said.num_classes, LoadReport(layout, tuple(names)))
 
 

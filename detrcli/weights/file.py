@@ -47,6 +47,14 @@ def save(path: Path, state: Mapping[str, Tensor], metadata: Metadata) -> Metadat
     return metadata
 
 
+def save_torch(path: Path, content: Mapping[str, Any]) -> None:
+    """Write as torch does, whose writer has no OSError for a full disk, and no words for it."""
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:
+        raise OSError("the disk did not take all of it, and may be full") from error
+
+
 def load(path: Path, *, namespace: bool = False) -> tuple[dict[str, Tensor], Metadata | None]:
     """The tensors of a weights file, of whatever kind, on the CPU; with the description if it is one of ours.
 
