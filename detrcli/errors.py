@@ -16,6 +16,7 @@ The number is the exit code. Each error says what failed, why, and what to type 
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable
 
 FEW = 12  # names that can be told all
@@ -80,6 +81,15 @@ class NonFiniteError(DetrError):
     """A loss, prediction or gradient that is NaN or infinite."""
 
     kind = "non-finite"
+
+
+def typed(*words: object) -> str:
+    """Words as a shell takes them, for the commands in hints: what has a space in it stands in quotes.
+
+    >>> typed("detr", "data", "check", "my data")
+    "detr data check 'my data'"
+    """
+    return shlex.join(map(str, words))
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -31,7 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -77,7 +77,8 @@ def _mode() -> int:
     return 0o666 & ~mask
 
 
-def _cannot_write(path: Path, error: OSError) -> DetrError:
+def cannot_write(path: Path, error: OSError) -> DetrError:
+    """What the system refuses: exit code 1 whatever was to be written."""
     return DetrError(
         f"cannot write {path}: {error.strerror or error}",
         hint="free some space, or choose a folder you may write to; what was there before is unchanged",

@@ -55,23 +55,37 @@ def check(
 ) -> None:
     """Look for everything that spoils training or evaluation. Exit code 3 where there are errors."""
     from detrcli.data import check as checking
-    from detrcli.data.write import write_coco
+    from detrcli.data.write import check_new
 
     console.settings.json = as_json
     source = _find(data, data_root)
+    if fix is not None:
+        check_new(fix)  # before the work
     with console.progress("pictures checked") as ticker:
         report = checking.check(source, fast=fast, advance=ticker.advance)
-    if as_json:
-        console.emit_json({**report.to_json(), "repaired": str(fix) if fix else None})
-    else:
+    if not as_json:
         _show_report(report)
     if fix is not None:
-        write_coco(report.repaired(), fix)
-        console.note(f"repaired copy: {fix}")
-    elif report.errors:
-        if not as_json:
-            console.note(f"next: detr data check {data} --fix OUT   writes a repaired copy")
+        _write_copy(report, fix)
+    if as_json:  # one document, also where the copy cannot be written
+        console.emit_json({**report.to_json(), "repaired": str(fix) if fix else None})
+    if fix is None and report.errors:
+        if report.repairable and not as_json:
+            console.note(f"next: detr data check {source.asked} --fix OUT   writes a repaired copy")
         raise typer.Exit(3)
+
+
+def _write_copy(report: Report, out: Path) -> None:
+    from detrcli.data.write import write_coco
+    from detrcli.errors import DataError
+
+    if report.emptied:
+        raise DataError(
+            f"no picture of {' and '.join(report.emptied)} can be used: there is nothing to make a copy of",
+            hint=f"see why: detr data check {report.source.asked}",
+        )
+    write_coco(report.repaired(), out)
+    console.note(f"repaired copy: {out}")
 
 
 def _show_report(report: Report) -> None:
@@ -154,15 +168,13 @@ def view(
 
 
 def _save(picture: Image, out: Path) -> None:
-    from detrcli.errors import DetrError, UsageError
+    from detrcli.errors import UsageError
+    from detrcli.files import replacing
 
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UsageError(f"--out needs a .png or .jpg (value given: {out})", hint="--out sheet.png")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(out)
-    except OSError as error:
-        raise DetrError(f"cannot write {out}: {error.strerror or error}") from error
+    with replacing(out) as temporary:
+        picture.save(temporary, "PNG" if out.suffix.lower() == ".png" else "JPEG")
 
 
 def _named(dataset: Dataset, names: list[str]) -> list[int]:
@@ -204,12 +216,13 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Write a data set in another format, pictures included."""
-    from detrcli.data.write import WRITERS
+    from detrcli.data.write import WRITERS, check_new
     from detrcli.errors import unknown
 
     console.settings.json = as_json
     if to not in WRITERS:
         raise unknown("format", to, WRITERS)
+    check_new(out)
     source = _find(data, data_root)
     splits = {split: _load(source, split, masks=True) for split in source.splits}
     WRITERS[to](splits, out)
@@ -228,9 +241,10 @@ def split_(
 ) -> None:
     """Cut one part of a data set into train, val and test, every class in proportion, as a COCO folder."""
     from detrcli.data.split import split
-    from detrcli.data.write import write_coco
+    from detrcli.data.write import check_new, write_coco
 
     console.settings.json = as_json
+    check_new(out)
     dataset = _load(_find(data, data_root), source_split, masks=True)
     splits = split(dataset, {"val": val, "test": test}, seed=seed)
     write_coco(splits, out)
@@ -264,14 +278,17 @@ def _load(source: Source, split: str, *, masks: bool = False) -> Dataset:
 
     dataset = source.load(split, Options(masks=masks, strict=False))
     if dataset.defects.errors:
-        console.note(f"{source.name} {split} has errors: see detr data check {source.name}")
+        console.note(f"{source.name} {split} has errors: see {dataset.check_command}")
     return dataset
 
 
 def _tell_written(splits: dict[str, Dataset], out: Path, as_json: bool) -> None:
+    from detrcli.errors import typed
+
     counts = {split: len(dataset) for split, dataset in splits.items()}
     if as_json:
         console.emit_json({"out": str(out), "images": counts})
         return
     console.say(f"{out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
-    console.note(f"next: detr data view {out}   or: detr train {out} --model FAMILY")
+    view, train = typed("detr", "data", "view", out), typed("detr", "train", out, "--model", "FAMILY")
+    console.note(f"next: {view}   or: {train}")

@@ -13,7 +13,7 @@ import typer
 from detrcli.cli import console
 from detrcli.cli.complete import data_names
 from detrcli.cli.options import AsJson, DataRoot, Device, ModelOrFile, TrainedWeights
-from detrcli.errors import UsageError
+from detrcli.errors import UsageError, typed
 
 if TYPE_CHECKING:
     from detrcli.data.annotations import Dataset
@@ -65,7 +65,7 @@ def evaluate(
     if (detections is None) == (model is None and weights is None):
         raise UsageError(
             "give either a model or saved detections",
-            hint=f"detr eval {data} --model FAMILY, or --detections FILE",
+            hint=f"{typed('detr', 'eval', data, '--model', 'FAMILY')}, or --detections FILE",
         )
     if detections is not None:
         _refuse(

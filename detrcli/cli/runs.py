@@ -66,6 +66,7 @@ def show(run: Name, html: Html = None, png: Png = None, as_json: AsJson = False)
     console.settings.json = as_json
     from detrcli.runs import find
 
+    _check_names(html, png)
     found = find(run)
     if html or png:
         from detrcli.report import chart, page
@@ -85,6 +86,7 @@ def compare(runs: Names, html: Html = None, png: Png = None, as_json: AsJson = F
     from detrcli.report.compare import differing
     from detrcli.runs import find
 
+    _check_names(html, png)
     if len(runs) < 2:
         raise UsageError("compare needs two runs or more", hint="see: detr runs list")
     found = [find(name) for name in runs]
@@ -155,6 +157,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "metrics": run.metrics,
         "started_at": run.started_at,
         "finished_at": run.finished_at,
+        "seconds": run.seconds,
         "error": run.error,
         "files": files,
         "bytes": size,
@@ -164,7 +167,7 @@ def _facts(run: Run) -> dict[str, Any]:
 def _row(run: Run) -> list[str]:
     link = " (link)" if run.folder.is_symlink() else ""
     steps = "" if run.steps is None else f"{run.steps}"
-    facts = [run.name + link, run.status, run.model, run.data, _score(run.best_ap), steps]
+    facts = [run.name + link, run.status, run.model, run.data_name, _score(run.best_ap), steps]
     return [*map(_shown, facts), _shown(run.started_at[:16].replace("T", " ")), _bytes(run.size()[1])]
 
 
@@ -193,11 +196,13 @@ def _tell(run: Run) -> None:
 
 
 def _next(run: Run) -> str:
-    folder = _shown(run.folder, 400)
+    from detrcli.errors import typed
+
+    folder, config = typed(_shown(run.folder, 400)), typed(_shown(run.folder / "config.toml", 400))
     if run.status in ("interrupted", "died"):
         return f"next: detr train --resume {folder}"
     if run.status == "finished":
-        return f"next: detr predict IMAGE --weights {folder}   or again: detr train --config {folder}/config.toml"
+        return f"next: detr predict IMAGE --weights {folder}   or again: detr train --config {config}"
     return f"settings: detr -v runs show {folder}"
 
 
@@ -207,7 +212,7 @@ def _results(runs: Sequence[Run]) -> list[list[str]]:
     rows = [
         ["state", *(run.status for run in runs)],
         ["model", *(_shown(run.model) for run in runs)],
-        ["data", *(_shown(run.data) for run in runs)],
+        ["data", *(_shown(run.data_name) for run in runs)],
         ["steps", *("" if run.steps is None else str(run.steps) for run in runs)],
         ["duration", *(duration(run) or "" for run in runs)],
         ["best AP", *(_score(run.best_ap) for run in runs)],
@@ -222,6 +227,16 @@ def _columns(runs: Sequence[Run]) -> list[str]:
     """The names of the runs, told apart where two have the same."""
     names = [_shown(run.name, 40) for run in runs]
     return [f"{i}: {name}" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
+
+
+def _check_names(html: Path | None, png: Path | None) -> None:
+    """A file is what its name says."""
+    from detrcli.errors import UsageError
+
+    if html is not None and html.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--html writes a .html file (value given: {html})", hint="--html page.html")
+    if png is not None and png.suffix.lower() != ".png":
+        raise UsageError(f"--png writes a .png file (value given: {png})", hint="--png curves.png")
 
 
 def _write(path: Path | None, page: Any) -> None:

@@ -213,7 +213,6 @@ def _request(config: Path | None, given: dict[str, Any], resume: str | None) -> 
 
 def _show(plan: Plan, resumed: Path | None, devices: int, as_json: bool) -> None:
     """What a run would do: every setting on stdout, what it takes and needs after it."""
-    from detrcli.config import settings
     from detrcli.train.estimate import estimate
 
     tried = estimate(plan, devices, resumed)
@@ -235,7 +234,7 @@ def _show(plan: Plan, resumed: Path | None, devices: int, as_json: bool) -> None
             {"plan": tried.plan.to_plain(), "seconds": tried.seconds, "notes": tried.notes, **measured}
         )
         return
-    console.table(["setting", "value"], [[name, str(value)] for name, value in settings(tried.plan).items()])
+    console.table(["setting", "value"], [[name, str(value)] for name, value in tried.plan.settings().items()])
     for note in tried.notes:
         console.note(note)
     console.table(["", ""], [[name, text] for name, text in facts.items()])
@@ -248,14 +247,17 @@ def _report(result: RunResult, as_json: bool) -> None:
             {"run": str(result.folder), "steps": result.steps, "stopped_by": result.stopped_by}
             | {"because": result.because, **best}
         )
-    elif result.stopped_by:
-        console.note(f"stopped and saved; go on with: detr train --resume {result.folder}")
+        return
+    from detrcli.errors import typed
+
+    if result.because:
+        console.note(result.because)
+    score = "" if result.best is None else f"best AP {result.best:.3f} · "
+    console.say(f"{score}{result.folder}")
+    if result.stopped_by:
+        console.note(f"stopped and saved; go on with: {typed('detr', 'train', '--resume', result.folder)}")
     else:
-        if result.because:
-            console.note(result.because)
-        score = "" if result.best is None else f"best AP {result.best:.3f} · "
-        console.note(f"{score}{result.folder}")
-        console.note(f"next: detr predict IMAGE --weights {result.folder}")
+        console.note(f"next: {typed('detr', 'predict', 'IMAGE', '--weights', result.folder)}")
 
 
 def describe(job: Job) -> list[str]:

@@ -147,6 +147,7 @@ def new(
 ) -> None:
     """Write a plugin package for a paper: it installs, trains and passes the conformance kit as it is."""
     console.settings.json = as_json
+    from detrcli.errors import typed
     from detrcli.plugins.scaffold import scaffold
 
     folder = out or Path(name)
@@ -156,9 +157,12 @@ def new(
         return
     for path in written:
         console.say(str(path))
-    console.note(
-        f"next: pip install -e {folder} && detr train shapes --model {family}/tiny && pytest {folder}"
+    commands = (
+        typed("pip", "install", "-e", folder),
+        typed("detr", "train", "shapes", "--model", f"{family}/tiny"),
+        typed("pytest", folder),
     )
+    console.note(f"next: {' && '.join(commands)}")
 
 
 def row(model: Model, runs: Sequence[Run] | None = None, *, whole: bool = False) -> dict[str, Any]:

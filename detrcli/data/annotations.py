@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from detrcli.data.defects import Defects
+from detrcli.errors import typed
 from detrcli.types import Categories
 
 Array = npt.NDArray[Any]
@@ -242,6 +243,7 @@ class Dataset:
     annotations: Annotations
     pictures: Pictures
     defects: Defects = field(default_factory=Defects)  # what was found, and done about it, while loading
+    asked: str = ""  # as it is typed, where more than its name is needed
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -263,6 +265,15 @@ class Dataset:
 
     def shared(self) -> Dataset:
         return dataclasses.replace(self, annotations=self.annotations.shared(), defects=Defects())
+
+    @property
+    def check_command(self) -> str:
+        """What to type to see all that is wrong with it."""
+        return f"detr data check {self.asked or typed(self.name)}"
+
+    def refuse(self, *, skip: bool = False) -> None:
+        """An error for what must not be trained or evaluated on; with `skip` only for what cannot be left out."""
+        self.defects.refuse(self.check_command, skip=skip)
 
     def digest(self) -> str:
         """A sha256 of what is learned from and scored against: the pictures by id and name, their objects, the classes."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -21,9 +21,9 @@ from detrcli import distributed
 from detrcli.data import layouts, shapes
 from detrcli.data.annotations import Dataset
 from detrcli.data.layouts import SPLITS, Loader, Options, split_name
-from detrcli.data.places import names, read_register, registers, roots
+from detrcli.data.places import exists, names, read_register, registers, roots
 from detrcli.data.structure import broken_files, missing_files, repair, structure
-from detrcli.errors import DataError, UsageError, nearest
+from detrcli.errors import DataError, UsageError, nearest, typed
 
 BadData: TypeAlias = Literal["error", "skip"]
 
@@ -35,6 +35,12 @@ class Source:
     name: str
     format: str
     splits: Mapping[str, Loader]
+    root: Path | None = None  # the --data-root that it lies in
+
+    @property
+    def asked(self) -> str:
+        """As it is typed."""
+        return typed(self.name, *(("--data-root", self.root) if self.root else ()))
 
     def load(self, split: str, options: Options = Options()) -> Dataset:
         """One split, with what its arrays show in `defects`."""
@@ -50,14 +56,17 @@ class Source:
                 f"{self.name} has no split {split!r}, only {', '.join(self.splits)}",
                 hint=self._way_to(wanted),
             )
-        return self.splits[wanted](options)
+        dataset = replace(self.splits[wanted](options), asked=self.asked)
+        if options.strict:
+            dataset.refuse()
+        return dataset
 
     def _way_to(self, split: str) -> str:
         have = next(iter(self.splits))
         if split not in ("train", "val", "test"):
             return f"name one of these: --split {have}"
         options = " --test 0.1" * (split == "test") + f" --from {have}" * (have != "train")
-        return f"make one: detr data split {self.name} OUT{options}"
+        return f"make one: detr data split {self.asked} OUT{options}"
 
 
 def resolve(
@@ -81,13 +90,13 @@ def resolve(
     for file, detail in missing_files(dataset).items():
         dataset.defects.add("missing-file", file, "", detail)
         bad.add(file)
-    dataset.defects.refuse(name, skip=skip)
+    dataset.refuse(skip=skip)
     if headers:
         broken = distributed.from_main(broken_files(dataset, bad) if distributed.is_main() else {})
         for file, (kind, detail) in broken.items():
             dataset.defects.add(kind, file, "", detail)
             bad.add(file)
-        dataset.defects.refuse(name, skip=skip)
+        dataset.refuse(skip=skip)
     if not skip:
         return dataset
     found = dataset.defects
@@ -103,14 +112,14 @@ def find(name: str, data_root: Path | None = None) -> Source:
     if name.startswith("hf:"):
         return _source(name, layouts.hub(name))
     path = Path(name).expanduser()
-    if _exists(path):
+    if exists(path):
         return recognise(path, name)
     if "/" in name or os.sep in name:
         raise _no_such(path, name)
     places = [root / name for root in roots(data_root)]
     for place in places:
-        if _exists(place):
-            return recognise(place, name)
+        if exists(place):
+            return replace(recognise(place, name), root=data_root if place is places[0] else None)
     for file in registers():
         if name in (table := read_register(file)):
             return _registered(name, table[name], file)
@@ -123,7 +132,9 @@ def recognise(path: Path, name: str) -> Source:
     """The data set at an existing path."""
     found = layouts.at(path, name)
     if found is None:
-        raise DataError(f"{path}: no data set that detr can read", hint=layouts.KNOWN)
+        files = layouts.coco_files(path)[:3]
+        name_it = f"name the annotation file itself: {' or '.join(map(typed, files))}; " if files else ""
+        raise DataError(f"{path}: no data set that detr can read", hint=name_it + layouts.KNOWN)
     return _source(name, found)
 
 
@@ -166,13 +177,6 @@ def _not_understood(name: str, file: Path) -> DataError:
     return DataError(f"{file}: [{name}] is not understood", hint=hint)
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name too long for a path, a NUL
-        return False
-
-
 def _unknown(name: str, places: list[Path], data_root: Path | None) -> DataError | UsageError:
     looked = ", ".join(str(place) for place in places)
     if name == "coco":
@@ -196,7 +200,7 @@ def _no_such(path: Path, name: str) -> UsageError:
 
 
 def _similar_paths(path: Path) -> str | None:
-    if not _exists(path.parent):
+    if not exists(path.parent):
         return f"there is no folder {path.parent}"
     near = nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else []
-    return f"did you mean {' or '.join(str(path.parent / n) for n in near)}?" if near else None
+    return f"did you mean {' or '.join(typed(path.parent / n) for n in near)}?" if near else None

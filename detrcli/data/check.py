@@ -141,6 +141,16 @@ class Report:
     def errors(self) -> int:
         return sum(defects.errors for defects in self.defects.values())
 
+    @property
+    def emptied(self) -> list[str]:
+        """The splits of which a copy would have no picture."""
+        return [s for s, dataset in self.datasets.items() if not set(dataset.annotations.names) - self.bad[s]]
+
+    @property
+    def repairable(self) -> bool:
+        """Whether a copy would be better."""
+        return any(defects.repairable for defects in self.defects.values()) and not self.emptied
+
     def repaired(self) -> dict[str, Dataset]:
         return united({split: repair(dataset, self.bad[split]) for split, dataset in self.datasets.items()})
 

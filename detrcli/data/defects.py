@@ -14,6 +14,7 @@ from typing import Any, Literal
 from detrcli.errors import DataError
 
 Severity = Literal["error", "warning", "note"]
+NONE = "none"  # what no repair helps
 KEPT = 1000  # examples kept of each kind; counts go on
 
 
@@ -41,6 +42,11 @@ KINDS: dict[str, Kind] = {
     "bad-category": _fatal("a category without a usable id or name", "dropped"),
     "duplicate-category-id": _fatal("two categories share an id", "first kept"),
     "duplicate-category-name": Kind("warning", "two categories share a name", "kept"),
+    "class-count": Kind(
+        "warning",
+        "another number of classes in nc than there are names: the names are the classes",
+        "names kept",
+    ),
     "empty-category": Kind("note", "a category without objects", "kept"),
     "bad-annotation": _fatal("an annotation that is not a JSON object", "dropped"),
     "bad-annotation-id": _fatal("an annotation id that is not a whole number", "renumbered"),
@@ -97,9 +103,9 @@ KINDS: dict[str, Kind] = {
     "bad-xml": _fatal("an annotation file that cannot be read", "dropped"),
     "no-label-file": Kind("note", "a picture without a label file: a negative example", "kept"),
     # consequences of the others, so named last
-    "no-objects": _fatal("no object at all: nothing to learn or to evaluate", "none"),
-    "no-categories": _fatal("no category at all", "none"),
-    "no-images": _fatal("no image at all", "none"),
+    "no-objects": _fatal("no object at all: nothing to learn or to evaluate", NONE),
+    "no-categories": _fatal("no category at all", NONE),
+    "no-images": _fatal("no image at all", NONE),
 }
 
 
@@ -136,20 +142,25 @@ class Defects:
     def errors(self) -> int:
         return sum(self.counts[kind] for kind in self.of("error"))
 
-    def refuse(self, name: str, *, skip: bool = False) -> None:
-        """Raise the error for what must not be trained or evaluated on, naming the first case; with `skip` only for
-        what cannot be left out."""
+    @property
+    def repairable(self) -> bool:
+        """Whether a copy would have fewer errors."""
+        return any(KINDS[kind].repair != NONE for kind in self.of("error"))
+
+    def refuse(self, check: str, *, skip: bool = False) -> None:
+        """Raise the error for what must not be trained or evaluated on, naming the first case and the command that shows all;
+        with `skip` only for what cannot be left out."""
         found = [kind for kind in KINDS if self.counts[kind] and KINDS[kind].refuse]
         if skip:
-            found = [kind for kind in found if KINDS[kind].repair == "none"]
+            found = [kind for kind in found if KINDS[kind].repair == NONE]
         if not found:
             return
         first = found[0]
         others = sum(self.counts[kind] for kind in found) - 1
         more = f" (and {others} more)" if others else ""
+        way = f"   repair a copy: {check} --fix OUT" if self.repairable else ""
         raise DataError(
-            f"{self.examples[first][0]}: {KINDS[first].means}{more}",
-            hint=f"see all: detr data check {name}   repair a copy: detr data check {name} --fix OUT",
+            f"{self.examples[first][0]}: {KINDS[first].means}{more}", hint=f"see all: {check}{way}"
         )
 
     def pictures(self) -> dict[str, str]:

@@ -16,6 +16,7 @@ KNOWN = (
     "{train,valid}/_annotations.coco.json beside the pictures (Roboflow); data.yaml with images/ and labels/ (YOLO); "
     "Annotations/*.xml with JPEGImages/ (Pascal VOC)"
 )
+HEAD = 1 << 20  # bytes of a file by which it is recognised
 _ALIASES = {
     "valid": "val",
     "validation": "val",
@@ -62,9 +63,7 @@ def at(path: Path, name: str) -> Found | None:
 
 
 def coco_loader(path: Path, images: Path, name: str, split: str) -> Loader:
-    return lambda options: coco.load_coco(
-        path, images, name=name, split=split, masks=options.masks, strict=options.strict
-    )
+    return lambda options: coco.load_coco(path, images, name=name, split=split, masks=options.masks)
 
 
 def _coco_file(path: Path, name: str) -> Found:
@@ -74,6 +73,21 @@ def _coco_file(path: Path, name: str) -> Found:
     root = path.parent.parent if path.parent.name == "annotations" else path.parent
     images = _picture_folder(root, written, split) or path.parent
     return Found("coco", {split: coco_loader(path, images, name, split)})
+
+
+def coco_files(root: Path) -> list[Path]:
+    """Annotations in a folder that is none of the layouts, by their looks."""
+    found = (path for folder in (root, root / "annotations") for path in sorted(folder.glob("*.json")))
+    return [path for path in found if _is_coco(path)]
+
+
+def _is_coco(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    except OSError:
+        return False
+    return any(key in head for key in (b'"images"', b'"annotations"', b'"categories"'))
 
 
 def _coco_folder(root: Path, name: str) -> Found | None:
@@ -117,7 +131,7 @@ def _yolo(path: Path, name: str) -> Found:
 
     def loader(key: str) -> Loader:
         return lambda options: yolo.load_yolo(
-            spec, key, name=name, split=split_name(key), masks=options.masks, strict=options.strict
+            spec, key, name=name, split=split_name(key), masks=options.masks
         )
 
     return Found("yolo", {split_name(key): loader(key) for key in spec.splits})
@@ -130,7 +144,7 @@ def _voc(root: Path, name: str) -> Found | None:
 
     def loader(key: str) -> Loader:
         return lambda options: voc.load_voc(
-            layout, key, name=name, split=split_name(key), masks=options.masks, strict=options.strict
+            layout, key, name=name, split=split_name(key), masks=options.masks
         )
 
     return Found("voc", {split_name(key): loader(key) for key in layout.pairs})
@@ -142,7 +156,7 @@ def hub(name: str) -> Found:
 
     def loader(key: str) -> Loader:
         return lambda options: huggingface.load_rows(
-            tables, key, name=name, split=split_name(key), masks=options.masks, strict=options.strict
+            tables, key, name=name, split=split_name(key), masks=options.masks
         )
 
     return Found("huggingface", {split_name(key): loader(key) for key in tables})

@@ -138,9 +138,7 @@ class Samples(TorchDataset[Made]):
                 if not self.skip_bad:
                     raise
                 skipped[self.dataset.annotations.names[index]] = error.message
-        raise ImageError(
-            f"{self.dataset.name}: no picture can be read", hint=f"detr data check {self.dataset.name}"
-        )
+        raise ImageError(f"{self.dataset.name}: no picture can be read", hint=self.dataset.check_command)
 
     def _batch(self, taken: list[tuple[int, View, Size]]) -> Batch:
         views = [view for _, view, _ in taken]
@@ -252,7 +250,7 @@ class Batches:
         names = [dataset.annotations.names[index] for index in self._reading.tolist()]
         return DetrError(
             f"a data worker died twice (killed, or out of memory) while reading {' or '.join(names)}",
-            hint=f"read with fewer workers (--workers 0: in this process), or look: detr data check {dataset.name}",
+            hint=f"read with fewer workers (--workers 0: in this process), or look: {dataset.check_command}",
         )
 
 

@@ -22,6 +22,26 @@ def roots(data_root: Path | None = None) -> list[Path]:
     return [*([data_root] if data_root else []), *listed, Path("data")]
 
 
+def anywhere(name: str) -> str:
+    """What means the same from any folder: a path that is there whole, names and references as they are.
+
+    Links stay, as they are names, too; but what `..` leaves may be one.
+    """
+    if name.startswith("hf:") or name.partition(":")[0] == "shapes":
+        return name
+    path = Path(name).expanduser()
+    if not exists(path):
+        return name
+    return str(path.resolve() if ".." in path.parts else path.absolute())
+
+
+def exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long for a path, a NUL
+        return False
+
+
 def registers() -> list[Path]:
     """Files that name data sets: the project's, then the user's."""
     config = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()

@@ -4,13 +4,14 @@ repair of it. A second for all of COCO, so it runs at every load. What the heade
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from detrcli.data.annotations import Annotations, Array, Dataset, Strings
+from detrcli.data.annotations import Annotations, Array, Dataset, Selected, Strings
 from detrcli.data.defects import KEPT, Defects
 from detrcli.data.formats.files import Files
 from detrcli.data.images import open_image, shown_size
@@ -92,6 +93,25 @@ def _report(defects: Defects, kind: str, dataset: Dataset, rows: Array) -> None:
         if kind == "bad-outline" and a.segments is not None:
             detail = a.segments[row][:60]
         defects.add(kind, a.names[image], f"annotation {a.ids[row]}", detail)
+
+
+def shared_pictures(dataset: Dataset, other: Dataset) -> int:
+    """How many pictures of a split are those of another, too, by place or because all is said of them that is said there.
+    That others are copies shows only where all are read."""
+    if dataset.digest() == other.digest():
+        return len(other)
+    return len(_places(dataset) & _places(other))
+
+
+def _places(dataset: Dataset) -> set[str]:
+    """Where the files of the pictures are, links to folders followed."""
+    source, real = dataset.pictures, functools.cache(os.path.realpath)
+    while isinstance(source, Selected):
+        source = source.source
+    if not isinstance(source, Files):
+        return set()
+    pairs = (os.path.split(os.path.join(source.root, name)) for name in dataset.annotations.names)
+    return {os.path.join(real(folder), name) for folder, name in pairs}
 
 
 def missing_files(dataset: Dataset) -> dict[str, str]:

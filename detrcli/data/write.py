@@ -17,6 +17,7 @@ from detrcli.data.classes import united
 from detrcli.data.formats.yolo import label_file
 from detrcli.data.paths import inside
 from detrcli.errors import DataError, UsageError
+from detrcli.files import cannot_write
 
 
 def write_coco(splits: Mapping[str, Dataset], out: Path) -> None:
@@ -99,12 +100,21 @@ def _copy_pictures(dataset: Dataset, names: list[str], folder: Path) -> None:
             Image.fromarray(dataset.picture(index).permute(1, 2, 0).numpy()).save(target)
 
 
+def check_new(out: Path) -> None:
+    """An error where a data set would be written over something; also for those who need the place only after their work."""
+    try:
+        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    if taken:
+        raise UsageError(f"{out} exists and is not an empty folder", hint="choose a new folder")
+
+
 @contextlib.contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
     """A folder that gets its name when it is complete; one that is there keeps its place, where somebody may stand in it, and gets
     its content then."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not an empty folder", hint="choose a new folder")
+    check_new(out)
     there, suffix = out.exists(), f".partial-{os.getpid()}"
     partial = out / suffix if there else out.with_name(f".{out.name}{suffix}")
     try:
@@ -116,6 +126,6 @@ def _new_folder(out: Path) -> Iterator[Path]:
         for path in sorted(partial.iterdir(), reverse=True):  # by which the data set is recognised, last
             path.replace(out / path.name)
     except OSError as error:
-        raise DataError(f"{out}: cannot write: {error.strerror or error}") from error
+        raise cannot_write(out, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from detrcli.errors import DetrError, ModelError, UsageError, unknown
+from detrcli.errors import DetrError, ModelError, UsageError, typed, unknown
 from detrcli.export.description import SUFFIXES, Axis, Format
 from detrcli.plugins.registry import Model
 
@@ -143,11 +143,11 @@ def check_place(out: Path, format: Format) -> None:
         wanted = suffix_of(format)
         raise UsageError(
             f"a file of format {format} ends in {wanted} (name given: {out})",
-            hint=f"--out {out.with_suffix(wanted)}",
+            hint=typed("--out", out.with_suffix(wanted)),
         )
     if format == "openvino" and out.suffix != ".xml":
         raise UsageError(
-            f"OpenVINO reads no file that ends in {out.suffix}", hint=f"--out {out.with_suffix('.xml')}"
+            f"OpenVINO reads no file that ends in {out.suffix}", hint=typed("--out", out.with_suffix(".xml"))
         )
     for path in places(out, format):
         if path.is_dir():

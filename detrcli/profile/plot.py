@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from detrcli.errors import UsageError
+from detrcli.files import replacing
 from detrcli.plugins import Model
 from detrcli.profile.run import Profile
 
@@ -66,7 +67,8 @@ def draw(marks: Sequence[Mark], path: Path) -> None:
         )
     canvas = kinds[path.suffix.lower()]()
     _draw(canvas, marks)
-    canvas.save(path)
+    with replacing(path) as temporary:
+        canvas.save(temporary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +226,7 @@ class Png:
         self.pen.text(self._at(at), text, fill=colour, font=self.font, anchor=f"{side}s")
 
     def save(self, path: Path) -> None:
-        self.image.save(path)
+        self.image.save(path, "PNG")
 
 
 def as_text(marks: Sequence[Mark], columns: int = 72, rows: int = 20) -> str:

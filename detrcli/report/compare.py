@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 from detrcli.runs import Run
@@ -19,14 +18,8 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def duration(run: Run) -> str | None:
-    """From the start to the end, as 1:02:03; None where either is not told."""
-    try:
-        started = datetime.fromisoformat(run.started_at)
-        ended = datetime.fromisoformat(run.finished_at)
-        seconds = int((ended - started).total_seconds())
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return clock(seconds) if seconds >= 0 else None
+    """How long it ran, as 1:02:03."""
+    return None if run.seconds is None else clock(run.seconds)
 
 
 def clock(seconds: float) -> str:

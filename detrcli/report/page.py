@@ -33,7 +33,7 @@ def of_run(run: Run) -> str:
     history = run.history()
     parts = [
         f'<h1>{_text(run.name)}<span class="badge {_kind(run)}">{_text(run.status)}</span></h1>',
-        f'<div class="soft">{_text(run.model)} on {_text(run.data)} · {_text(run.started_at)}</div>',
+        f'<div class="soft">{_text(run.model)} on {_text(run.data_name)} · {_text(run.started_at)}</div>',
         *([f'<p class="failed">{_text(run.error, 500)}</p>'] if run.error else []),
         _cards(_headline(run)),
         _charts(chart.of_run(history)),
@@ -54,7 +54,10 @@ def of_runs(runs: Sequence[Run]) -> str:
     histories = [run.history() for run in runs]
     head = ["", *(run.name for run in runs)]
     facts = [["status", *(run.status for run in runs)], ["model", *(run.model for run in runs)]]
-    facts += [["data", *(run.data for run in runs)], ["duration", *(duration(run) or "" for run in runs)]]
+    facts += [
+        ["data", *(run.data_name for run in runs)],
+        ["duration", *(duration(run) or "" for run in runs)],
+    ]
     facts += [["best AP", *map(_score, (run.best_ap for run in runs))]]
     facts += [
         [f"last {name}", *(_score(run.metrics.get(key)) for run in runs)] for key, name in _COLUMNS.items()

@@ -13,13 +13,14 @@ what it is.
 from detrcli.runs.folder import check_place, fresh, new_run, root
 from detrcli.runs.history import History
 from detrcli.runs.reading import shown
-from detrcli.runs.run import RUN_FILE, Run, every, find, may_remove, names, read, remove
+from detrcli.runs.run import RUN_FILE, Run, data_name, every, find, may_remove, names, read, remove, spent
 
 __all__ = [
     "RUN_FILE",
     "History",
     "Run",
     "check_place",
+    "data_name",
     "every",
     "find",
     "fresh",
@@ -30,4 +31,5 @@ __all__ = [
     "remove",
     "root",
     "shown",
+    "spent",
 ]

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,21 @@ class Run:
         return self._text("data")
 
     @property
+    def data_name(self) -> str:
+        return data_name(self.data)
+
+    @property
     def started_at(self) -> str:
         return self._text("started_at")
 
     @property
     def finished_at(self) -> str:
         return self._text("finished_at")
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it has run, without the time between an end and a resumption; None while it does, and where it is not told."""
+        return None if self.status == "running" else spent(self.about)
 
     @property
     def error(self) -> str:
@@ -95,6 +105,23 @@ class Run:
     def _text(self, name: str) -> str:
         value = self.about.get(name)
         return value if isinstance(value, str) else ""
+
+
+def spent(about: Mapping[str, Any]) -> float | None:
+    """The seconds that a run has run, by its `run.json`; of one from before they were counted those from start to end."""
+    if (counted := number(about.get("seconds"))) is not None:
+        return counted if counted >= 0 else None
+    try:
+        started, ended = (datetime.fromisoformat(about[name]) for name in ("started_at", "finished_at"))
+        seconds = (ended - started).total_seconds()
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return None
+    return seconds if seconds >= 0 else None
+
+
+def data_name(data: str) -> str:
+    """What people call a data set: of a path the last part, which also says nothing of the machine."""
+    return Path(data).name if os.path.isabs(data) else data
 
 
 def read(folder: Path) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from detrcli.data.classes import compared
 from detrcli.data.defects import KINDS
 from detrcli.data.loader import Batches, train_loader
 from detrcli.data.masks import without_outline
-from detrcli.data.structure import repair
+from detrcli.data.structure import repair, shared_pictures
 from detrcli.data.transforms import training
 from detrcli.environment import bf16_speed
 from detrcli.errors import DataError, DetrError
@@ -26,6 +26,7 @@ from detrcli.nn.backbone import Backbone
 from detrcli.nn.speed import keep_memory, levers
 from detrcli.plugins import Model, resolve
 from detrcli.train.ema import Average
+from detrcli.train.guard import Ways
 from detrcli.train.learner import DTYPES, Learner, Shared
 from detrcli.train.loop import Trainer
 from detrcli.train.machine import choose_threads
@@ -59,6 +60,7 @@ class Job:
     scored: int = 0  # the step up to which the ends of epochs are done with
     best: float | None = None
     stale: int = 0  # evaluations since the best
+    fell_back: bool = False  # it goes on from the state before the newest, which is damaged
     unsaved: DetrError | OSError | None = None  # why the last state could not be written
 
     @property
@@ -153,8 +155,9 @@ def _prepare_machine(plan: Plan) -> list[str]:
         exact = "to the bit" if plan.deterministic else "to rounding; to the bit with --deterministic"
         return [f"the same numbers come out on this kind of device {exact}"]
     threads = choose_threads(plan.workers)
+    each = f" in each of {distributed.world_size()} processes" if distributed.running() else ""
     notes = [
-        f"{threads} thread{'s' if threads > 1 else ''}: the same numbers come out with as many on this kind of machine"
+        f"{threads} thread{'s' if threads > 1 else ''}{each}: the same numbers come out with as many on this kind of machine"
     ]
     if plan.amp == "bf16" and (ratio := bf16_speed()) < 1:
         notes.append(
@@ -176,7 +179,7 @@ def _data(plan: Plan, model: Model) -> tuple[Dataset, Dataset | None]:
     for split in (dataset, val):
         if split is not None and len(split) == 0:
             raise DataError(
-                f"{plan.data} {split.split} has no pictures", hint=f"look at it: detr data check {plan.data}"
+                f"{plan.data} {split.split} has no pictures", hint=f"look at it: {split.check_command}"
             )
     if val is not None:
         match_categories(dataset.categories, val.categories)  # an error before an epoch of work
@@ -198,10 +201,15 @@ def _about_data(plan: Plan, dataset: Dataset, val: Dataset | None) -> list[str]:
     """What the check before every training found."""
     notes = [note for split in (dataset, val) if split is not None for note in _defects(split)]
     if notes:
-        notes.append(f"see all: detr data check {plan.data}")
+        notes.append(f"see all: {dataset.check_command}")
     if dataset.annotations.segments is not None and (boxed := without_outline(dataset.annotations)):
         objects = len(dataset.annotations.ids)
         notes.append(f"{boxed} of {objects} objects have no segmentation: their masks are their boxes")
+    if val is not None and (same := shared_pictures(dataset, val)):
+        which = "the pictures of val are" if same == len(val) else f"{same} of {len(val)} pictures of val are"
+        notes.append(
+            f"{which} those of train: scores say nothing of new pictures; see: {dataset.check_command}"
+        )
     if val is None:
         notes.append("no validation split: nothing is scored, the last weights count as the best")
     return [*notes, *_about_size(plan, dataset)]
@@ -296,6 +304,7 @@ def _trainer(plan: Plan, model: Model, net: nn.Module, categories: Categories, d
         seed=plan.seed,
         scaler=torch.amp.GradScaler(torch.device(device).type, enabled=plan.amp == "fp16"),
         average=None if plan.ema is None else Average(net, plan.ema),
+        ways=Ways(amp=plan.amp),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from detrcli.errors import NonFiniteError
 from detrcli.nn.criterion import at_least_float32
 from detrcli.plugins.contract import Recipe
 from detrcli.train.ema import Average
-from detrcli.train.guard import diagnosis, explained
+from detrcli.train.guard import Ways, diagnosis, explained
 from detrcli.train.learner import Shared
 from detrcli.train.optim import set_rate
 from detrcli.types import Batch
@@ -51,6 +51,7 @@ class Trainer:
     seed: int
     scaler: torch.amp.GradScaler  # for fp16; does nothing otherwise
     average: Average | None = None
+    ways: Ways = field(default_factory=Ways)
 
     def step(
         self, batches: Sequence[Batch], number: int, epoch: int, share: float, waited: float = 0.0
@@ -61,10 +62,10 @@ class Trainer:
         set_rate(self.optimizer, self.recipe, share)
         self.optimizer.zero_grad(set_to_none=True)
         lr = self.recipe.lr * share
-        with explained(batches, self.device, number, lr):
+        with explained(batches, self.device, number, lr, self.ways):
             values, norm = self._backward(batches)
         if not all(map(math.isfinite, values.values())) or not (math.isfinite(norm) or self._may_overflow()):
-            raise diagnosis(values, norm, batches, number, lr)
+            raise diagnosis(values, norm, batches, number, lr, self.ways)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:

@@ -7,11 +7,13 @@ A `Request` holds what the user said; `make_plan` lays it over the variant's rec
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from detrcli.config import assign, from_plain, in_range, settings, to_plain
+from detrcli.data.places import anywhere
 from detrcli.errors import UsageError
 from detrcli.nn.inference import choose_device
 from detrcli.plugins import Recipe, resolve
@@ -21,6 +23,7 @@ from detrcli.weights.warm import starting_from
 Amp = Literal["off", "bf16", "fp16"]
 BadData = Literal["stop", "skip"]
 Logger = Literal["tensorboard", "wandb", "mlflow"]
+OF_RECIPE = ("epochs", "batch_size", "lr")  # flags for what stands in the recipe
 SEEDS = 2**63  # as many as TOML's whole numbers
 
 
@@ -110,7 +113,17 @@ class Plan:
     @staticmethod
     def from_plain(table: dict[str, Any]) -> Plan:
         plan = from_plain(Plan, table)
-        return replace(plan, config=from_plain(type(resolve(plan.model).variant.config), plan.config))
+        kind = type(resolve(plan.model).variant.config)
+        return replace(plan, config=from_plain(kind, plan.config, "model."))
+
+    def anywhere(self) -> Plan:
+        """The same from any folder, so that a run goes on wherever it is asked to."""
+        weights, root = (path and anywhere(path) for path in (self.weights, self.data_root))
+        return replace(self, data=anywhere(self.data), weights=weights, data_root=root)
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting by its name, as flags and --set spell it."""
+        return {re.sub(r"^config\.", "model.", name): value for name, value in settings(self).items()}
 
     def parts(self, world_size: int) -> int:
         """Backward passes to one step of the optimiser on each of so many ranks: the fewest that `device_batch` allows."""
@@ -164,6 +177,7 @@ def changed(plan: Plan, request: Request) -> Plan:
     for layer in (request.under, request):
         if layer is not None:
             tuned = _tune(plan.config, _with_flags(plan.recipe, layer), dict(layer.changes or {}))
+            agree(layer)
             plan = replace(plan, config=tuned.model, recipe=tuned.recipe)
     direct = {f.name for f in fields(Plan)} & {f.name for f in fields(Request)}
     said = {name: value for name in direct if (value := getattr(request, name)) not in (None, "")}
@@ -171,15 +185,16 @@ def changed(plan: Plan, request: Request) -> Plan:
         said["model"] = starting_from(request.model, request.weights).name
     if request.device is not None:
         said["device"] = str(choose_device(request.device))
-    plan = replace(plan, **said)
+    plan = replace(plan, **said).anywhere()
     _check(plan)
     return plan
 
 
 def differences(old: Plan, new: Plan) -> dict[str, tuple[Any, Any]]:
-    """The settings that two plans differ in, by name: `lr`, `seed`, `config.num_queries`, with both values."""
+    """The settings that two plans differ in, by name: `lr`, `seed`, `model.num_queries`, with both values."""
     before, after = (
-        {name.removeprefix("recipe."): value for name, value in settings(plan).items()} for plan in (old, new)
+        {name.removeprefix("recipe."): value for name, value in plan.settings().items()}
+        for plan in (old, new)
     )
     names = dict.fromkeys([*before, *after])
     return {n: (before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)}
@@ -190,6 +205,17 @@ def choose_recipe(recipes: tuple[Recipe, ...], epochs: int | None) -> Recipe:
     if epochs is None:
         return recipes[0]
     return min(recipes, key=lambda r: abs(r.epochs - epochs))
+
+
+def agree(request: Request) -> None:
+    """An error where a flag and --set, neither of which goes before the other, say different things."""
+    for name in OF_RECIPE:
+        flag, set_ = getattr(request, name), (request.changes or {}).get(f"recipe.{name}")
+        if flag is not None and isinstance(set_, (int, float)) and flag != set_:
+            raise UsageError(
+                f"{name} is to be {flag}, and recipe.{name} {set_}, which is the same setting",
+                hint=f"leave one of them out: --{name.replace('_', '-')} {flag}, or --set recipe.{name}={set_}",
+            )
 
 
 def _with_flags(recipe: Recipe, request: Request) -> Recipe:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -56,6 +57,8 @@ class Record:
     categories: Categories
     _lines: IO[bytes] | None = field(default=None, init=False)
     _warned: bool = field(default=False, init=False)
+    _since: float = field(default_factory=time.monotonic, init=False)
+    _before: float = field(default=0.0, init=False)  # seconds that the run has run before it was resumed
 
     def start(self) -> None:
         """The first files of a new run; where they cannot be written, none of them and no folder stay behind."""
@@ -87,6 +90,7 @@ class Record:
     def go_on(self, step: int, scored: int) -> None:
         """Continue at `step`, evaluated up to `scored`: what was logged beyond it by a process that died is forgotten."""
         lines = self._open()
+        self._before = runs.spent(runs.read(self.folder) or {}) or 0.0
         for path in left_over(self.folder):
             path.unlink(missing_ok=True)
         self._settings(as_begun=self._as_begun())
@@ -103,12 +107,16 @@ class Record:
             "detrcli": __version__,
             "torch": torch.__version__,
         }
+        seconds = round(self._before + time.monotonic() - self._since, 1)
         ended = {} if status == "running" else {"finished_at": now}
         if not ended:  # how it ended before is no longer so
             before = {name: value for name, value in before.items() if name not in ("finished_at", "error")}
         self._json(
             runs.RUN_FILE,
-            before | {"status": status, "model": self.plan.model, "data": self.plan.data} | ended | facts,
+            before
+            | {"status": status, "model": self.plan.model, "data": self.plan.data, "seconds": seconds}
+            | ended
+            | facts,
         )
         if ended:
             self._last_report()
@@ -152,7 +160,7 @@ class Record:
             config=to_plain(self.plan.config),
             preprocess=variant.preprocess,
             categories=self.categories,
-            made={"data": self.plan.data, "detrcli": __version__, **made},
+            made={"data": runs.data_name(self.plan.data), "detrcli": __version__, **made},
         )
         file.save(self.folder / name, state, metadata)
 
@@ -177,8 +185,9 @@ def _end_of(path: Path, step: int, scored: int) -> int:
 
 
 def read_plan(folder: Path) -> Plan:
+    """The plan of a run; one from before they were written whole has paths from the folder it was started in."""
     try:
-        return settings.plan(folder / CONFIG_FILE)
+        return settings.plan(folder / CONFIG_FILE).anywhere()
     except UsageError as error:
         raise CheckpointError(
             f"{folder} is no training run that can be resumed: {error}",

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from detrcli import distributed, runs
-from detrcli.config import settings
-from detrcli.errors import CheckpointError, DataError, UsageError, unknown
+from detrcli.data.places import anywhere
+from detrcli.errors import CheckpointError, DataError, UsageError, typed, unknown
 from detrcli.files import left_over
 from detrcli.nn.inference import choose_device
 from detrcli.report import CURVES_FILE, PAGE_FILE
@@ -35,7 +35,6 @@ _EARLY = {
 }  # fmt: skip
 _BUILT_IN = (
     "model",
-    "config.",
     "lr_factors",
     "freeze",
     "weights",
@@ -81,7 +80,7 @@ def _is_meant(run: Path, data: str | None, model: str | None) -> bool:
     about = runs.read(run)
     return (
         about is not None
-        and data in (None, about.get("data"))
+        and (data is None or anywhere(data) == anywhere(str(about.get("data"))))
         and model in (None, about.get("model"))
         and about.get("status") != "finished"
     )
@@ -120,7 +119,7 @@ def plan_of(folder: Path, request: Request, allow: Sequence[str]) -> Plan:
 
 
 def _check_names(allow: Sequence[str], plan: Plan) -> None:
-    known = {name.removeprefix("recipe.") for name in settings(plan)}
+    known = {name.removeprefix("recipe.") for name in plan.settings()}
     for name in allow:
         if _as_written(name) not in known:
             raise unknown("setting in --allow-change", name, known)
@@ -146,7 +145,7 @@ def _refuse(folder: Path, name: str, before: Any, after: Any, *, allowed: bool) 
     if name.startswith(_BUILT_IN):
         raise UsageError(
             f"{folder} was started with {name} = {before}, which cannot become {after} on the way",
-            hint=f"start a new run from its weights: --weights {folder}",
+            hint=f"start a new run from its weights: {typed('--weights', folder)}",
         )
     if not allowed:
         raise UsageError(
@@ -157,7 +156,7 @@ def _refuse(folder: Path, name: str, before: Any, after: Any, *, allowed: bool) 
 
 def restore(job: Job, folder: Path, allow: Sequence[str]) -> None:
     """Take up the state of a run: what comes next is what would have come."""
-    kept = state.read(folder)
+    kept, job.fell_back = state.newest(folder)
     _check_data(job, folder, kept, allowed="data" in allow)
     trainer = job.trainer
     try:
@@ -172,7 +171,7 @@ def restore(job: Job, folder: Path, allow: Sequence[str]) -> None:
     except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"the state in {folder} is of another model: {str(error).splitlines()[0]}",
-            hint=f"start a new run from its weights: --weights {folder}",
+            hint=f"start a new run from its weights: {typed('--weights', folder)}",
         ) from error
     job.notes.append(f"resumed at step {job.step} of {job.steps}")
     job.notes += _about_machine(kept["machine"])
@@ -184,7 +183,7 @@ def _check_data(job: Job, folder: Path, kept: dict[str, Any], *, allowed: bool) 
     if classes not in (None, _classes(job)):
         raise DataError(
             f"{folder} has learned other classes than {job.plan.data} has now",
-            hint=f"start a new run from its weights: --weights {folder}",
+            hint=f"start a new run from its weights: {typed('--weights', folder)}",
         )
     changed = [split for split in data | job.data if data.get(split) != job.data.get(split)]
     if changed and not allowed:

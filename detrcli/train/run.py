@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from detrcli import distributed, launch, runs
-from detrcli.errors import DetrError, NonFiniteError
+from detrcli.errors import DetrError, NonFiniteError, typed
 from detrcli.evaluate.run import evaluate
 from detrcli.train import loggers, resuming, state
 from detrcli.train.estimate import with_largest_batch
-from detrcli.train.guard import of_evaluation
+from detrcli.train.guard import MemoryShortError, of_evaluation
 from detrcli.train.job import Job, assemble
 from detrcli.train.loop import Step
 from detrcli.train.machine import enough_room
@@ -99,6 +99,7 @@ def _train(
     folder = distributed.from_main(folder)
     assert folder is not None
     job.record = Record(folder, job.plan, job.categories)
+    job.trainer.ways = replace(job.trainer.ways, run=typed(folder))
     if job.done:
         metrics = (runs.read(folder) or {}).get("metrics", {})
         more = "--epochs N --allow-change epochs" if job.plan.steps is None else "--steps N"
@@ -190,7 +191,7 @@ class Run:
             share = rate_at(job.step, job.plan.recipe, job.steps_per_epoch)
             try:
                 step = job.trainer.step(parts, job.step, epoch, share, waited)
-            except NonFiniteError:
+            except (NonFiniteError, MemoryShortError):
                 if self.state_step != job.step:
                     self._save()  # the step was not taken: the weights are those before it
                 raise
@@ -237,7 +238,7 @@ class Run:
                 advance=advance,
             )
         except NonFiniteError as error:
-            raise of_evaluation(error, job.step, good=self._good_state()) from error
+            raise of_evaluation(error, job.step, good=self._good_state(), ways=job.trainer.ways) from error
         self.metrics = result.metrics
         better = job.best is None or result.metrics["ap"] > job.best
         if better:
@@ -262,7 +263,7 @@ class Run:
         folder = self.job.record.folder
         if self.state_step != self.job.step:
             return state.exists(folder)
-        return self.main and state.step_back(folder)
+        return self.main and not self.job.fell_back and state.step_back(folder)
 
     def _owe_best(self) -> None:
         """The weights at hand are the best: the next save writes them."""
@@ -306,6 +307,9 @@ class Run:
         with self._tolerated():
             self._keep_best()
         with self._tolerated():
+            # the good one first: a save moves the newest over the one before it
+            if job.fell_back:
+                job.fell_back = not state.step_back(job.record.folder)
             state.save(job.record.folder, self._state())
             self.state_step = job.step
             self._weights("last.safetensors", job.answering.state_dict(), job.step, self.metrics)
@@ -342,7 +346,7 @@ class Run:
         if job.unsaved is not None:
             raise DetrError(
                 f"the run has ended, but not all of it could be written: {job.unsaved}",
-                hint=f"free some space, then: detr train --resume {job.record.folder}",
+                hint=f"free some space, then: {typed('detr', 'train', '--resume', job.record.folder)}",
             ) from job.unsaved
         stopped_by = None if job.done else signal
         return RunResult(job.record.folder, job.step, self.metrics, job.best, stopped_by, job.given_up)

@@ -25,12 +25,11 @@ from detrcli import toml
 from detrcli.config import assign, from_plain, to_plain
 from detrcli.errors import UsageError, unknown
 from detrcli.plugins import resolve
-from detrcli.train.plan import Plan, Request, choose_recipe
+from detrcli.train.plan import OF_RECIPE, Plan, Request, agree, choose_recipe
 
 T = TypeVar("T")
 _HEAD = "# Every setting of this run. Again, to the same numbers: detr train --config {file}\n"
 _CHANGED = "# Every setting of this run as it goes on. It began with others: no run with --config {file} gives its numbers.\n"
-_OF_RECIPE = ("epochs", "batch_size", "lr")  # flags for what stands in the recipe
 
 
 def write(file: Path, plan: Plan, *, as_begun: bool) -> str:
@@ -88,7 +87,7 @@ def over(file: Request, flags: Mapping[str, Any]) -> Request:
 def _given(file: Request) -> dict[str, Any]:
     """What the file says beyond the recipe, which has its own order: file, flags, --set."""
     said = {f.name: getattr(file, f.name) for f in fields(Request)}
-    return {name: value for name, value in said.items() if name not in (*_OF_RECIPE, "changes", "under")}
+    return {name: value for name, value in said.items() if name not in (*OF_RECIPE, "changes", "under")}
 
 
 def _known(file: Path, table: Mapping[str, Any]) -> None:
@@ -120,6 +119,7 @@ def _check(file: Path, request: Request) -> None:
     recipe = choose_recipe(variant.recipes, request.epochs)
     _located(file, lambda: assign(variant.config, parts["model"], "model."))
     _located(file, lambda: assign(recipe, parts["recipe"], "recipe."))
+    _located(file, lambda: agree(request))
 
 
 def _located(file: Path, read: Callable[[], T]) -> T:

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detrcli.errors import CheckpointError
+from detrcli.errors import CheckpointError, typed
 from detrcli.files import replacing
+from detrcli.weights.file import save_torch
 
 STATE, BEFORE = "state.pt", "state-before.pt"
 
@@ -28,10 +29,7 @@ def save(folder: Path, content: dict[str, Any]) -> None:
     """Write the state; on failure a `DetrError`, and the old ones stay."""
     path = folder / STATE
     with replacing(path) as temporary:
-        try:
-            torch.save({**content, "sha256": digest(content)}, temporary)
-        except RuntimeError as error:  # torch's writer has no OSError for a full disk
-            raise OSError(str(error).splitlines()[0]) from error
+        save_torch(temporary, {**content, "sha256": digest(content)})
         if path.exists():
             os.replace(path, folder / BEFORE)
 
@@ -51,30 +49,49 @@ def step_back(folder: Path) -> bool:
 
 def read(folder: Path) -> dict[str, Any]:
     """The newest whole state; only tensors and plain values are ever built from the file."""
+    return newest(folder)[0]
+
+
+def newest(folder: Path) -> tuple[dict[str, Any], bool]:
+    """The newest whole state, and whether it is the one before the newest, which is damaged then or not there."""
     try:
-        return _load(folder / STATE)
-    except CheckpointError as error:
+        return _load(folder / STATE), False
+    except DamagedError as error:
         if not (folder / BEFORE).exists():
             raise
-        logger.warning("%s; going on from the one before it", error.message)
-        return _load(folder / BEFORE)
+        before = _load(folder / BEFORE)
+        logger.warning(
+            "%s; going on from the one before it, %s of step %s", error.message, BEFORE, before.get("step")
+        )
+        return before, True
+
+
+class DamagedError(CheckpointError):
+    """A state that nothing can be gone on from; the one before it may be whole."""
 
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise _damaged(path, "is not there") from error
+    except PermissionError as error:  # it may be whole: an older one is not taken unasked
+        raise CheckpointError(
+            f"{path} may not be read: {error.strerror}", hint="change who may read it, and resume again"
+        ) from error
+    except MemoryError:
+        raise
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise _damaged(path, str(error).splitlines()[0]) from error
-    if state.pop("sha256", None) != digest(state):
-        raise _damaged(path, "its content has changed since it was written")
+        raise _damaged(path, "is damaged: it is cut short, or no state at all") from error
+    if not isinstance(state, dict) or state.pop("sha256", None) != digest(state):
+        raise _damaged(path, "is damaged: its content has changed since it was written")
     return state
 
 
-def _damaged(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} cannot be read: {why}",
-        hint=f"start anew from its weights: --weights {path.with_name('last.safetensors')}",
-    )
+def _damaged(path: Path, what: str) -> DamagedError:
+    last = path.with_name("last.safetensors")
+    anew = f"start a new run from its weights: {typed('--weights', last)}" if last.exists() else None
+    return DamagedError(f"{path} {what}", hint=anew or "begin anew: there are no weights to start from")
 
 
 def digest(value: Any) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from detrcli.errors import UsageError
+from detrcli.errors import UsageError, nearest
 from detrcli.nn.backbone import Backbone
 from detrcli.nn.swin import SwinBody
 from detrcli.plugins import Model
@@ -26,10 +26,12 @@ def freeze(net: nn.Module, model: Model, names: Sequence[str]) -> int:
     for name in names:
         found = [p for path, p in net.named_parameters() if _is_meant(path, name, model)]
         if not found:
-            known = ", ".join(model.family.parts)
+            parts = list(map(str, model.family.parts))
+            meant = "".join(f"did you mean {near!r}? " for near in nearest(name, parts, 1))
+            example = next(path for path, _ in net.named_parameters())
             raise UsageError(
                 f"--freeze {name}: {model.name} has no such part or parameter",
-                hint=f"parts: {known}; or a pattern of parameter names, see: detr profile {model.name}",
+                hint=f"{meant}parts: {', '.join(parts)}; or a pattern of parameter names, such as {example}",
             )
         frozen += sum(p.numel() for p in found if p.requires_grad)
         for parameter in found:

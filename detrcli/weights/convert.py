@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detrcli.config import from_plain, to_plain
 from detrcli.data.coco_classes import classes_for
-from detrcli.errors import CheckpointError, UsageError, unknown
+from detrcli.errors import CheckpointError, UsageError, typed, unknown
 from detrcli.files import replacing
 from detrcli.plugins import models, resolve
 from detrcli.plugins.registry import Model, fold
@@ -66,7 +66,9 @@ def to_layout(source: Path, out: Path, layout: str) -> Converted:
     """Write one of our files under the names of another layout: `.pth` as the papers' programs read it, or safetensors."""
     tensors, said = file.load(source)
     if said is None:
-        raise UsageError(f"{source} is not a file of ours", hint=f"first: detr zoo convert {source}")
+        raise UsageError(
+            f"{source} is not a file of ours", hint=f"first: {typed('detr', 'zoo', 'convert', source)}"
+        )
     model = resolve(said.model)
     if layout not in model.family.key_maps:
         raise unknown(f"layout of {model.family.name}:", layout, model.family.key_maps)
@@ -77,9 +79,14 @@ def to_layout(source: Path, out: Path, layout: str) -> Converted:
         if out.suffix == ".safetensors":
             from safetensors.torch import save_file
 
-            save_file({n: t.contiguous() for n, t in names.items()}, temporary, metadata={"format": "pt"})
+            try:
+                save_file({n: t.contiguous() for n, t in names.items()}, temporary, metadata={"format": "pt"})
+            except (
+                Exception
+            ) as error:  # safetensors has its own error for a full disk; its text holds the cause
+                raise OSError(f"{error}") from error
         else:
-            torch.save({"model": names}, temporary)
+            file.save_torch(temporary, {"model": names})
     return Converted(out, model.name, said.num_classes, LoadReport(layout, tuple(names)))
 
 

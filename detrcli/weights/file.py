@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detrcli.errors import CheckpointError
+from detrcli.errors import CheckpointError, typed
 from detrcli.files import replacing
 from detrcli.weights.metadata import (
     KEY,
@@ -45,6 +45,14 @@ def save(path: Path, state: Mapping[str, Tensor], metadata: Metadata) -> Metadat
         except Exception as error:  # safetensors has its own error for a full disk; its text holds the cause
             raise OSError(f"{error}") from error
     return metadata
+
+
+def save_torch(path: Path, content: Mapping[str, Any]) -> None:
+    """Write as torch does, whose writer has no OSError for a full disk, and no words for it."""
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:
+        raise OSError("the disk did not take all of it, and may be full") from error
 
 
 def load(path: Path, *, namespace: bool = False) -> tuple[dict[str, Tensor], Metadata | None]:
@@ -170,7 +178,7 @@ def _unsafe(path: Path, error: Exception) -> CheckpointError:
     if wanted == ["argparse.Namespace"]:
         return CheckpointError(
             f"{path} also holds the arguments of the program that wrote it",
-            hint=f"convert it once: detr zoo convert {path} --model FAMILY/VARIANT",
+            hint=f"convert it once: {typed('detr', 'zoo', 'convert', path, '--model', 'FAMILY/VARIANT')}",
         )
     names = f"it asks for {', '.join(wanted)}" if wanted else "it asks for more than tensors"
     return CheckpointError(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detrcli.config import settings
 from detrcli.errors import CheckpointError
 from detrcli.plugins.contract import Family, Variant
 from detrcli.plugins.registry import Model
@@ -139,7 +140,7 @@ def load_state(
         mapped = keymap.apply(_map(family, layout, config), tensors)
     except CheckpointError as error:  # a tensor that variants share, and this file does not
         variant = owner(tensors, family)
-        hint = error.hint if variant is None else _name_it(family, variant)
+        hint = error.hint if variant is None else _name_it(family, variant, config)
         raise CheckpointError(f"{source}: {error.message}", hint=hint) from None
     report = compare(mapped, _shapes(module), layout)
     values = mapped.tensors
@@ -267,9 +268,9 @@ def _misfit(
 ) -> CheckpointError:
     total = len(report.kept) + len(report.missing) + len(report.reshaped)
     if report.reshaped and not report.missing and not report.unexpected:
-        hint = _other_classes(report, _class_heads(family, config)) or "the file is of another configuration"
+        hint = _other_classes(report, _class_heads(family, config)) or _configured(family, config)
     elif (variant := owner(tensors, family)) is not None:
-        hint = _name_it(family, variant)
+        hint = _name_it(family, variant, config)
     elif len(report.kept) < total / 2:
         hint = "the file is of another model: see `detr zoo list`"
     else:
@@ -303,9 +304,28 @@ def owner(tensors: Mapping[str, Tensor], family: Family[Any]) -> Variant[Any] | 
     return None
 
 
-def _name_it(family: Family[Any], variant: Variant[Any]) -> str:
-    name = f"{family.name}/{variant.name}"
+def _name_it(family: Family[Any], variant: Variant[Any], config: Any) -> str:
+    name, (base, changed) = f"{family.name}/{variant.name}", _changed(family, config)
+    if base is variant and changed:  # it was named; what does not fit is what --set made of it
+        return f"the file is of {name} as it stands: leave out --set of {_some(tuple(changed))}"
     return f"the file is of {name}: type --model {name}"
+
+
+def _configured(family: Family[Any], config: Any) -> str:
+    base, changed = _changed(family, config)
+    made = f" than {family.name}/{base.name} with --set of {_some(tuple(changed))}" if changed else ""
+    return f"the file is of another configuration{made}"
+
+
+def _changed(family: Family[Any], config: Any) -> tuple[Variant[Any], list[str]]:
+    """The variant that a configuration is nearest to, and the settings in which it differs."""
+    own = settings(config)
+
+    def other(variant: Variant[Any]) -> list[str]:
+        theirs = settings(variant.config)
+        return [path for path in own if own[path] != theirs.get(path)]
+
+    return min(((v, other(v)) for v in family.variants), key=lambda pair: len(pair[1]))
 
 
 def _some(names: tuple[Any, ...]) -> str:

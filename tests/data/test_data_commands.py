@@ -12,8 +12,9 @@ from PIL import Image
 
 from detrcli.cli import console
 from detrcli.cli.app import main
+from tests.cli.run import detr as run
 
-from .miniature import coco_document
+from .miniature import coco_document, picture
 
 
 @pytest.fixture
@@ -39,6 +40,7 @@ def test_check_names_file_and_annotation_and_exits_with_3(detr, coco_folder):
     document = coco_document()
     document["annotations"][4]["bbox"] = [1, 2, 0, 4]
     path.write_text(json.dumps(document))
+    picture(64, 48, 9).save(coco_folder / "train2017" / "a.jpg")  # the other pictures are those of val
     code, out, err = detr("check", coco_folder)
     assert code == 3
     assert "error: empty-box × 1" in out
@@ -184,7 +186,74 @@ def test_shapes_are_written_whole(detr, tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_named(detr, tmp_path):
     (tmp_path / "file").touch()
     code, _, err = detr("shapes", "file/out", "--train", "1", "--val", "1")
-    assert (code, "cannot write" in err, "Traceback" in err) == (3, True, False)
+    assert (code, "cannot write" in err, "Traceback" in err) == (1, True, False)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("data", "check", "DATA", "--fix", "file/x"),
+        ("data", "convert", "DATA", "file/x"),
+        ("data", "split", "DATA", "file/x"),
+        ("data", "view", "DATA", "--out", "file/x.png"),
+        ("train", "DATA", "-m", "detr/tiny", "--out", "file/x"),
+        ("profile", "--plot", "file/x.svg"),
+        ("zoo", "new", "mine", "--out", "file/x"),
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_written_ends_every_command_alike(coco_folder, tmp_path, words):
+    (coco_folder / "annotations" / "instances_val2017.json").unlink()  # its pictures are those of train
+    (tmp_path / "file").touch()
+    done = run(*(coco_folder if word == "DATA" else word for word in words), cwd=tmp_path)
+    assert "cannot" in done.error(1)
+    assert "defect of detrcli" not in done.err
+
+
+def test_a_place_that_is_taken_is_told_before_the_work(detr, coco_folder, tmp_path, monkeypatch):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine").touch()
+    monkeypatch.setattr("detrcli.data.check.pictures", lambda *a, **k: pytest.fail("the work has begun"))
+    code, _, err = detr("check", coco_folder, "--fix", "taken")
+    assert (code, "taken exists and is not an empty folder" in err) == (2, True)
+
+
+def test_a_copy_is_offered_only_where_it_would_be_better(detr, coco_folder, tmp_path):
+    """All pictures of train are those of val: a copy would have none to train on. Another has no object at all."""
+    code, _, err = detr("check", coco_folder)
+    assert (code, "--fix" in err) == (3, False)
+    code, _, err = detr("check", coco_folder, "--fix", "copy")
+    assert (code, "no picture of train can be used" in err) == (3, True)
+    assert not (tmp_path / "copy").exists()
+    (coco_folder / "annotations" / "instances_val2017.json").unlink()
+    path = coco_folder / "annotations" / "instances_train2017.json"
+    path.write_text(json.dumps(coco_document() | {"annotations": []}))
+    code, out, err = detr("check", coco_folder)
+    assert (code, "no object at all" in out, "--fix" in err) == (3, True, False)
+    done = run("train", coco_folder, "-m", "detr/tiny", cwd=tmp_path)
+    assert "no object at all" in done.error(3)
+    assert "see all: detr data check" in done.err
+    assert "--fix" not in done.err
+
+
+def test_suggested_commands_can_be_typed(detr, coco_folder, tmp_path):
+    """A root that the user named is in them, and what has a space in it stands in quotes."""
+    root = tmp_path / "my data"
+    root.mkdir()
+    os.rename(coco_folder, root / "coco")
+    path = root / "coco" / "annotations" / "instances_train2017.json"
+    document = coco_document()
+    document["annotations"][4]["bbox"] = [1, 2, float("nan"), 4]
+    path.write_text(json.dumps(document))
+    picture(64, 48, 9).save(root / "coco" / "train2017" / "a.jpg")
+    typed = f"detr data check coco --data-root '{root}'"
+    done = run("train", "coco", "-m", "detr/tiny", "--data-root", root, cwd=tmp_path)
+    assert "NaN" in done.error(3)
+    assert f"see all: {typed}   repair a copy: {typed} --fix OUT" in done.err
+    assert f"next: {typed} --fix OUT" in detr("check", "coco", "--data-root", root)[2]
+    assert f"see {typed}\n" in detr("info", "coco", "--data-root", root)[2]
+    assert f"detr data check '{root}/coco' --fix" in detr("check", root / "coco")[2]
+    assert "next: detr data view 'my shapes'" in detr("shapes", "my shapes", "--train", 2, "--val", 1)[2]
 
 
 def test_errors_are_json_when_json_is_asked_for(detr):

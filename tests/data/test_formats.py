@@ -191,6 +191,44 @@ def test_a_bad_voc_page_is_named(tmp_path, page, reason):
         resolve(str(root), "train")
 
 
+def test_xml_of_other_programs_is_no_voc(tmp_path):
+    """A folder of folders with reports in XML, as a temporary one; with a page among them it is a data set, and they are named."""
+    for folder in ("reports", "Annotations", "train"):
+        (tmp_path / "t" / folder).mkdir(parents=True)
+        (tmp_path / "t" / folder / "junit.xml").write_text("<testsuites/>")
+    with pytest.raises(DataError, match="no data set that detr can read") as caught:
+        find(str(tmp_path / "t"))
+    assert "Annotations/*.xml with JPEGImages/ (Pascal VOC)" in (caught.value.hint or "")
+    picture(80, 40).save(tmp_path / "t" / "train" / "one.png")
+    (tmp_path / "t" / "train" / "one.xml").write_text(VOC.format(name="one.png"))
+    source = find(str(tmp_path / "t"))
+    assert list(source.splits) == ["train"]
+    with pytest.raises(DataError, match=r"junit\.xml: its root is <testsuites>"):
+        source.load("train")
+
+
+def test_a_coco_file_beside_its_pictures_is_to_be_named(tmp_path):
+    place = tmp_path / "my place"
+    write_pictures(place)
+    (place / "labels.json").write_text(json.dumps(coco_document()))
+    (place / "notes.json").write_text('{"author": "me"}')
+    with pytest.raises(DataError, match="no data set that detr can read") as caught:
+        find(str(place))
+    assert (caught.value.hint or "").startswith(f"name the annotation file itself: '{place}/labels.json'; ")
+    assert resolve(str(place / "labels.json"), "train").picture(0).shape == (3, 48, 64)
+
+
+@pytest.mark.parametrize(("count", "told"), [("2", 0), ("3", 1), ("two", 1)])
+def test_a_number_of_classes_that_is_not_that_of_the_names_is_told(tmp_path, count, told):
+    root = write_yolo_folder(tmp_path / "y", f"train: images/train\nnc: {count}\nnames: [cat, dog]\n")
+    dataset = resolve(str(root), "train")
+    assert dataset.categories.names == ("cat", "dog")
+    assert dataset.defects.counts["class-count"] == told
+    assert KINDS["class-count"].severity == "warning"  # which is said at the start of a training, too
+    if told:
+        assert "there are 2 names" in str(dataset.defects.examples["class-count"][0])
+
+
 def test_roboflow_coco_folders(tmp_path):
     for split in ("train", "valid", "test"):
         write_pictures(tmp_path / split)
@@ -377,24 +415,24 @@ def test_hub_classes_without_a_list_agree_over_the_splits(train, val, names):
 ])  # fmt: skip
 def test_bad_objects_of_hub_rows_are_named_as_those_of_files(boxes, labels, kind):
     tables = {"train": hub_rows([boxes], [labels])}
+    dataset = load_rows(tables, "train", name="hf:me/mine", split="train")
     with pytest.raises(DataError, match=rf"hf:me/mine row 0 object 2: .*{KINDS[kind].means}"):
-        load_rows(tables, "train", name="hf:me/mine", split="train")
-    dataset = load_rows(tables, "train", name="hf:me/mine", split="train", strict=False)
+        dataset.refuse()
     assert dataset.annotations.boxes.tolist() == [BOX]
     assert dataset.defects.counts[kind] == 1
 
 
 def test_ids_of_hub_rows_are_unique_whole_numbers_or_left_alone():
-    def load(ids, **options):
+    def load(ids):
         tables = {"train": hub_rows([[BOX]] * len(ids), [["a"]] * len(ids), ids)}
-        return load_rows(tables, "train", name="hf:me/mine", split="train", **options)
+        return load_rows(tables, "train", name="hf:me/mine", split="train")
 
     texts = load(["000a", "000b"])
     assert texts.annotations.image_ids.tolist() == [1, 2]
     assert texts.defects.counts["bad-image-id"] == 1
+    left = load([31, 31, 4])
     with pytest.raises(DataError, match=r"row 1: 31: two images share an id"):
-        load([31, 31, 4])
-    left = load([31, 31, 4], strict=False)
+        left.refuse()
     assert left.annotations.image_ids.tolist() == [31, 4]
     assert list(left.annotations.names) == ["row-000000.png", "row-000002.png"]
     assert len(left.pictures.table) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 
@@ -65,6 +67,41 @@ def test_compared_runs_show_what_differs(copy, tmp_path):
     assert "recipe.lr" in page
     assert page.count("<polyline") >= 6  # two runs: loss, AP, rate
     assert "two runs" in detr("runs", "compare", "a").error(2)
+
+
+def test_a_picture_has_a_pictures_name(copy, tmp_path):
+    copy("a")
+    copy("b")
+    (tmp_path / "notes.txt").write_text("mine")
+    words = ("runs", "compare", "a", "b")
+    assert "--png writes a .png file" in detr(*words, "--png", "notes.txt", cwd=tmp_path).error(2)
+    assert "--html writes a .html file" in detr(
+        "runs", "show", "a", "--html", "notes.txt", cwd=tmp_path
+    ).error(2)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_the_duration_is_the_time_in_which_it_ran(copy, toys, tmp_path):
+    """Hours between an end and a resumption are none of it; a run from before it was counted has its start and end."""
+    old = copy("old", started_at="2026-01-01T00:00:00+00:00", finished_at="2026-01-01T01:02:03+00:00")
+    about = json.loads((old / "run.json").read_text())
+    del about["seconds"]
+    (old / "run.json").write_text(json.dumps(about))
+    assert "1:02:03" in detr("runs", "show", "old").out
+    run = tmp_path / "run"
+    words = ("train", toys, "-m", "detr/tiny", "--batch-size", "4", "--steps", "1", "--out", run)
+    assert detr(*words).code == 0
+    about = json.loads((run / "run.json").read_text())
+    assert 0 < about["seconds"] < 100
+    gone = {
+        "started_at": "2026-01-01T00:00:00+00:00",
+        "finished_at": "2026-01-01T00:00:09+00:00",
+        "seconds": 200,
+    }
+    (run / "run.json").write_text(json.dumps(about | gone))
+    assert detr("train", "--resume", run, "--steps", "2").code == 0
+    assert 200 < detr("runs", "show", run, "--json").json["seconds"] < 300
+    assert re.search(r"duration: +0:0[34]:", detr("runs", "show", run).out)
 
 
 def test_names_of_runs_are_completed_without_torch(copy):

@@ -373,8 +373,8 @@ def test_settings_of_a_resumed_run_are_kept_or_changed_knowingly(ask, tmp_path):
     with pytest.raises(UsageError, match=r"started with lr = 0\.\d+, and 0\.5 was asked") as caught:
         train(Request(lr=0.5), resume=folder)
     assert "--allow-change lr" in caught.value.hint
-    with pytest.raises(UsageError, match="cannot become"):
-        train(Request(changes={"model.num_queries": 7}), resume=folder, allow_change=["config.num_queries"])
+    with pytest.raises(UsageError, match=r"model\.num_queries = \d+, which cannot become"):
+        train(Request(changes={"model.num_queries": 7}), resume=folder, allow_change=["model.num_queries"])
     with pytest.raises(UsageError, match="unknown setting in --allow-change"):
         train(Request(), resume=folder, allow_change=["learning_rate"])
     watch = Watch()
@@ -484,6 +484,27 @@ def test_a_state_that_was_damaged_gives_way_to_the_one_before(ask, tmp_path, cap
         state.read(folder)
 
 
+@pytest.mark.parametrize("damage", ["empty", "cut short", "no state", "gone"])
+def test_the_good_state_stays_until_there_is_a_new_one(ask, tmp_path, caplog, damage, monkeypatch):
+    folder = tmp_path / "run"
+    train(ask(), out=folder, watch=Watch(6, STOP))
+    newest, before = folder / state.STATE, folder / state.BEFORE
+    content = {"empty": b"", "cut short": newest.read_bytes()[:-1000], "no state": b"hello\n" * 99}
+    newest.unlink()
+    if damage != "gone":
+        newest.write_bytes(content[damage])
+    train(Request(), resume=folder, watch=Watch(7, STOP))
+    told = "is not there" if damage == "gone" else "is damaged: it is cut short, or no state at all"
+    assert f"{newest} {told}; going on from the one before it, state-before.pt of step 5" in caplog.text
+    assert (state._load(newest)["step"], state._load(before)["step"]) == (8, 5)
+    for path in (newest, before):
+        path.write_bytes(b"hello")
+    with pytest.raises(CheckpointError) as caught:
+        train(Request(), resume=folder)
+    assert "weights_only" not in caught.value.message
+    assert caught.value.hint == f"start a new run from its weights: --weights {folder / 'last.safetensors'}"
+
+
 def test_nobody_else_trains_into_the_folder(ask, tmp_path):
     with pytest.raises(DetrError, match="another process is training in"):
         train(ask(), out=tmp_path / "run", watch=Watch(6, lambda: train(Request(), resume=tmp_path / "run")))
@@ -506,7 +527,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(ask, tmp_path):
     with pytest.raises(NonFiniteError, match=r"step 4 .*terms: giou_0; lr .*pictures: \d+, \d+") as caught:
         train(ask(), out=tmp_path / "run", watch=watch)
     assert caught.value.exit_code == 1
-    assert "--allow-change lr" in caught.value.hint
+    assert f"--resume {tmp_path / 'run'} --lr LOWER --allow-change lr; where" in caught.value.hint
     kept = state.read(tmp_path / "run")
     assert kept["step"] == 4
     assert state.digest(kept["model"]) == watch.kept
@@ -529,7 +550,8 @@ def test_weights_that_are_not_finite_where_they_are_scored_do_not_become_the_sta
     ) as caught:
         train(Request(**ABSURD), resume=folder, allow_change=["lr"])
     assert caught.value.exit_code == 1
-    assert "--resume RUN --lr LOWER --allow-change lr" in caught.value.hint
+    assert f"--resume {folder} --lr LOWER --allow-change lr" in caught.value.hint
+    assert "--amp" not in caught.value.hint  # it is off
     assert json.loads((folder / "run.json").read_text())["status"] == "failed"
     assert state.read(folder)["step"] == 2
     assert train(Request(lr=1e-4, steps=4), resume=folder, allow_change=["lr"]).steps == 4
@@ -540,7 +562,7 @@ def test_where_the_first_weights_that_are_scored_are_not_finite_only_the_start_i
     request = ask(batch_size=20, lr=1e25, changes={"recipe.warmup_steps": 0})
     with pytest.raises(NonFiniteError, match="there is no state of a step before") as caught:
         train(request, out=tmp_path / "run")
-    assert caught.value.hint.startswith("begin anew with a lower rate: --lr LOWER")
+    assert caught.value.hint == "begin anew with a lower rate: --lr LOWER"
 
 
 def test_too_little_memory_is_told_with_a_way_on(ask, tmp_path):
@@ -557,8 +579,11 @@ def test_too_little_memory_is_told_with_a_way_on(ask, tmp_path):
         guard.MemoryShortError, match=r"step 2: 4 pictures at once, padded to 64 x 64; peak \d+\.\d of \d+"
     ) as caught:
         train(ask(), out=tmp_path / "run", watch=watch)
-    assert "--device-batch 2" in caught.value.hint
+    onward = f"to go on: --resume {tmp_path / 'run'} --device-batch 2 --allow-change device_batch"
+    assert onward in caught.value.hint
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    words = {"resume": tmp_path / "run", "allow_change": ["device_batch"]}
+    assert train(Request(device_batch=2), **words).steps == 10  # what was advised works
 
 
 def test_the_largest_batch_is_the_first_that_fits():

@@ -17,8 +17,10 @@ import torch
 
 from detrcli.errors import DetrError
 from detrcli.files import replacing
+from detrcli.weights.convert import to_layout
 from detrcli.weights.file import load, save
 from detrcli.weights.metadata import Metadata
+from tests.tiny import write_run
 
 METADATA = Metadata(model="detr/tiny", num_classes=2)
 OLD = {"w": torch.zeros(1000)}
@@ -67,6 +69,16 @@ def test_a_failure_at_any_step_leaves_the_old_file(
     monkeypatch.undo()
     assert torch.equal(load(path)[0]["w"], OLD["w"])
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("layout", "out"), [("official", "x.pth"), ("hub", "x.safetensors")])
+def test_a_conversion_that_does_not_fit_is_told_and_leaves_nothing(tmp_path: Path, layout: str, out: str):
+    run = write_run(tmp_path / "run")
+    with no_space_beyond(20_000), pytest.raises(DetrError, match=rf"cannot write .*{out}: ") as caught:
+        to_layout(run / "best.safetensors", tmp_path / out, layout)
+    assert caught.value.exit_code == 1
+    assert "enforce" not in caught.value.message
+    assert list(tmp_path.iterdir()) == [run]
 
 
 def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path):

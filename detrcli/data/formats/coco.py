@@ -19,13 +19,9 @@ from detrcli.errors import DataError
 from detrcli.types import Categories
 
 
-def load_coco(
-    path: Path, images: Path, *, name: str, split: str, masks: bool = False, strict: bool = True
-) -> Dataset:
-    """One annotation file with the folder of its pictures. `strict` refuses defects that falsify training."""
+def load_coco(path: Path, images: Path, *, name: str, split: str, masks: bool = False) -> Dataset:
+    """One annotation file with the folder of its pictures."""
     annotations, categories, defects = read_coco(load_json(path, masks=masks), str(path), masks=masks)
-    if strict:
-        defects.refuse(name)
     return Dataset(name, split, categories, annotations, Files(images), defects)
 
 

@@ -70,9 +70,7 @@ def open_hub(name: str) -> Mapping[str, Any]:
     return dict(found)
 
 
-def load_rows(
-    tables: Mapping[str, Any], key: str, *, name: str, split: str, masks: bool = False, strict: bool = True
-) -> Dataset:
+def load_rows(tables: Mapping[str, Any], key: str, *, name: str, split: str, masks: bool = False) -> Dataset:
     """One split, with the classes of all."""
     from datasets import Image
 
@@ -88,8 +86,6 @@ def load_rows(
     categories = _categories(tables, key, classes)
     reader = _Reader(table, picture, name, categories, Defects(), Builder(segments_wanted=masks))
     kept = reader.read(boxes, classes)
-    if strict:
-        reader.defects.refuse(name)
     rows = Rows(table.select(kept), picture)
     return Dataset(name, split, categories, reader.builder.build(), rows, reader.defects)
 

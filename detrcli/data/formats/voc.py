@@ -11,6 +11,7 @@ import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from detrcli.data.annotations import Builder, Dataset
@@ -20,6 +21,7 @@ from detrcli.data.paths import inside, why_outside
 from detrcli.errors import DataError
 from detrcli.types import Categories
 
+TRIED, HEAD = 20, 4096  # files of a folder, and bytes of each, by which it is recognised
 CLASSES = [
     "aeroplane",
     "bicycle",
@@ -53,17 +55,32 @@ class Layout:
 
 
 def find_layout(root: Path) -> Layout | None:
-    if (root / "Annotations").is_dir():
+    """None where no XML file is of this kind: many programs write XML."""
+    if (root / "Annotations").is_dir() and (
+        (root / "JPEGImages").is_dir() or _has_pages(root / "Annotations")
+    ):
         return Layout(root, dict(_listed(root)) or {"train": tuple(_classic(root))})
     pairs = {
         folder.name: tuple(
             (f"{folder.name}/{x.name}", f"{folder.name}/{x.stem}") for x in sorted(folder.glob("*.xml"))
         )
         for folder in sorted(root.iterdir())
-        if folder.is_dir()
+        if folder.is_dir() and _has_pages(folder)
     }
-    pairs = {split: files for split, files in pairs.items() if files}
     return Layout(root, pairs) if pairs else None
+
+
+def _has_pages(folder: Path) -> bool:
+    return any(map(_is_page, islice(sorted(folder.glob("*.xml")), TRIED)))
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a file looks like one of these; what is wrong with it is told where it is read."""
+    try:
+        with path.open("rb") as file:
+            return b"<annotation" in file.read(HEAD)
+    except OSError:
+        return False
 
 
 def _classic(root: Path) -> Iterator[tuple[str, str]]:
@@ -144,17 +161,13 @@ def _objects(layout: Layout, xml: str) -> tuple[tuple[str, bool, tuple[float, ..
         return ()
 
 
-def load_voc(
-    layout: Layout, key: str, *, name: str, split: str, masks: bool = False, strict: bool = True
-) -> Dataset:
+def load_voc(layout: Layout, key: str, *, name: str, split: str, masks: bool = False) -> Dataset:
     categories = categories_of(layout)
     reader = _Reader(layout, categories, Defects(), Builder(segments_wanted=masks))
     for number, (xml, stem) in enumerate(layout.pairs[key], 1):
         reader.page(number, xml, stem)
     if not reader.builder.images:
         reader.defects.add("no-images", str(layout.root), key)
-    if strict:
-        reader.defects.refuse(name)
     return Dataset(name, split, categories, reader.builder.build(), Files(layout.root), reader.defects)
 
 

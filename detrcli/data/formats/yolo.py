@@ -1,4 +1,7 @@
-"""YOLO: a data.yaml with splits and names, and one text file of normalised boxes (or outlines) for each picture."""
+"""YOLO: a data.yaml with splits and names, and one text file of normalised boxes (or outlines) for each picture.
+
+The classes are its names; another number of them in `nc` is reported, and has no effect.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ class Spec:
     root: Path
     categories: Categories
     splits: Mapping[str, tuple[str, ...]]
+    count: Any = None  # of classes, as `nc:` says; the names are what counts
 
 
 def read_spec(path: Path) -> Spec:
@@ -44,7 +48,8 @@ def read_spec(path: Path) -> Spec:
     splits = {key: _places(table[key], key, path) for key in _SPLITS if table.get(key)}
     if not splits:
         raise DataError(f"{path}: names no split", hint="it needs train: and val:, folders of pictures")
-    return Spec(path, _root(table.get("path"), path), _names(table.get("names"), path), splits)
+    names = _names(table.get("names"), path)
+    return Spec(path, _root(table.get("path"), path), names, splits, table.get("nc"))
 
 
 def _names(value: Any, path: Path) -> Categories:
@@ -71,17 +76,16 @@ def _root(value: Any, path: Path) -> Path:
     return next((place for place in (path.parent / value, Path(value)) if place.is_dir()), path.parent)
 
 
-def load_yolo(
-    spec: Spec, key: str, *, name: str, split: str, masks: bool = False, strict: bool = True
-) -> Dataset:
+def load_yolo(spec: Spec, key: str, *, name: str, split: str, masks: bool = False) -> Dataset:
     """One split; `key` is its word in the file."""
     reader = _Reader(spec, Defects(), Builder(segments_wanted=masks))
+    if spec.count not in (None, len(spec.categories)):
+        detail = f"nc is {spec.count!r:.60}, there are {len(spec.categories)} names"
+        reader.defects.add("class-count", str(spec.source), "", detail)
     for number, file in enumerate(sorted(set(_pictures(spec, key))), 1):
         reader.picture(number, file)
     if not reader.builder.images:
         reader.defects.add("no-images", str(spec.source), key)
-    if strict:
-        reader.defects.refuse(name)
     annotations = reader.builder.build()
     return Dataset(name, split, spec.categories, annotations, Files(spec.root), reader.defects)
 
