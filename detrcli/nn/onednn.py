@@ -11,7 +11,7 @@ import functools
 from typing import Any, TypeAlias
 
 import torch
-from timm.models._features import FeatureListNet
+from timm.models import FeatureListNet
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
