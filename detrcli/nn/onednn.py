@@ -56,7 +56,7 @@ class Conv2d(nn.Conv2d):
     after: After = NOTHING
 
     def forward(self, input: Tensor) -> Tensor:
-        operands = _operands(self, input)
+        operands = _operands(self, input) if input.dim() == 4 else None  # (C, H, W) is allowed
         if operands is None:
             return _itself(super().forward(input), self.after)
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(*operands, *self._geometry(), *self.after)

@@ -102,6 +102,9 @@ def test_layers_are_the_same_in_onednn_in_any_type(dtype: torch.dtype) -> None:
     near = {} if dtype in (torch.float32, torch.float64) else {"rtol": 0.05, "atol": 0.01}
     torch.testing.assert_close(fast(images), model(images), **near)
     assert fast(images[:0]).shape == (0, 8, 3)
+    one, row = images[0], images.flatten()[:12]  # without a batch
+    torch.testing.assert_close(fast[:4](one), model[:4](one), **near)
+    torch.testing.assert_close(fast[5:7](row), model[5:7](row), **near)
     if dtype != torch.float64:  # which no autocast lowers
         with torch.autocast("cpu", torch.bfloat16):
             assert fast(images).dtype == torch.bfloat16
