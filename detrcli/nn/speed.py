@@ -59,7 +59,7 @@ def fastest(model: nn.Module) -> nn.Module:
         fold_frozen_norms(model)
     if "layout" in chosen:
         order_channels_last(model)
-    if "onednn" in chosen and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if "onednn" in chosen and has_onednn():
         ask_onednn(model)
     return model
 
@@ -94,6 +94,12 @@ def order_channels_last(model: nn.Module) -> None:
             module.weight = nn.Parameter(ordered, requires_grad=module.weight.requires_grad)
 
 
+def has_onednn() -> bool:
+    """Whether torch has it, on x86: elsewhere nobody has seen what it makes of sums and ReLUs behind products."""
+    there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return there and platform.machine() in ("x86_64", "AMD64")
+
+
 @functools.cache
 def keep_memory() -> bool:
     """Tell the C library to keep freed memory, for the rest of the process; False where it is not glibc."""
@@ -110,6 +116,6 @@ def describe() -> dict[str, str]:
     states: dict[str, str] = {lever: "on" if lever in chosen else "off (DETR_FAST)" for lever in LEVERS}
     if "allocator" in chosen and platform.libc_ver()[0] != "glibc":
         states["allocator"] = "off (needs glibc)"
-    if "onednn" in chosen and not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        states["onednn"] = "off (not in this torch)"
+    if "onednn" in chosen and not has_onednn():
+        states["onednn"] = "off (not in this torch, or not tried on such a processor)"
     return states

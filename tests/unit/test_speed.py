@@ -12,7 +12,7 @@ from detrcli.errors import UsageError
 from detrcli.nn.backbone import Backbone
 from detrcli.nn.layers import MLP, FrozenBatchNorm2d, LinearReLU
 from detrcli.nn.onednn import Conv2d, Linear, RectifiedLinear, Residual
-from detrcli.nn.speed import LEVERS, describe, fastest, keep_memory, levers
+from detrcli.nn.speed import LEVERS, describe, fastest, has_onednn, keep_memory, levers
 from detrcli.plugins.backbones import BackboneConfig
 
 
@@ -62,7 +62,7 @@ def test_a_group_norm_is_left_alone() -> None:
     assert [type(m) for m in fastest(module).modules() if not isinstance(m, nn.Conv2d)] == kinds
 
 
-onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN in this torch")
+onednn = pytest.mark.skipif(not has_onednn(), reason="no oneDNN in this torch, or another processor")
 
 
 @onednn
