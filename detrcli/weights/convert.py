@@ -81,9 +81,7 @@ def to_layout(source: Path, out: Path, layout: str) -> Converted:
 
             try:
                 save_file({n: t.contiguous() for n, t in names.items()}, temporary, metadata={"format": "pt"})
-            except (
-                Exception
-            ) as error:  # safetensors has its own error for a full disk; its text holds the cause
+            except Exception as error:  # its own error for a full disk, whose text holds the cause
                 raise OSError(f"{error}") from error
         else:
             file.save_torch(temporary, {"model": names})
