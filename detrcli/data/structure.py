@@ -98,7 +98,7 @@ def _report(defects: Defects, kind: str, dataset: Dataset, rows: Array) -> None:
 def shared_pictures(dataset: Dataset, other: Dataset) -> int:
     """How many pictures of a split are those of another, too, by place or because all is said of them that is said there.
     That others are copies shows only where all are read."""
-    if dataset.digest() == other.digest():
+    if len(dataset) == len(other) and dataset.digest() == other.digest():
         return len(other)
     return len(_places(dataset) & _places(other))
 

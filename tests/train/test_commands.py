@@ -16,9 +16,9 @@ TINY = ("-m", "detr/tiny", "--batch-size", "4", "--device", "cpu")
 @pytest.fixture
 def place(shapes, tmp_path):
     """A folder to work in, with a data set, and one elsewhere."""
-    shutil.copytree(shapes, tmp_path / "work" / "toys")
+    shutil.copytree(shapes, tmp_path / "begun" / "toys")
     (tmp_path / "elsewhere").mkdir()
-    return tmp_path / "work"
+    return tmp_path / "begun"
 
 
 def test_a_run_goes_on_from_any_folder(place):
@@ -28,11 +28,11 @@ def test_a_run_goes_on_from_any_folder(place):
     assert done.code == 0, done.err
     assert tomllib.loads((place / "run" / "config.toml").read_text())["data"] == str(place / "toys")
     assert str(place).encode() not in (place / "run" / "best.safetensors").read_bytes()
-    done = detr("train", "--resume", "../work/run", "--steps", "2", cwd=elsewhere)
+    done = detr("train", "--resume", "../begun/run", "--steps", "2", cwd=elsewhere)
     assert done.code == 0, done.err
-    done = detr("train", "../work/toys", "--resume", "../work/run", "--steps", "3", cwd=elsewhere)
+    done = detr("train", "../begun/toys", "--resume", "../begun/run", "--steps", "3", cwd=elsewhere)
     assert done.code == 0, done.err  # the same data, typed otherwise
-    words = ("--config", "../work/run/config.toml", "--steps", "1", "--weights", "../work/run")
+    words = ("--config", "../begun/run/config.toml", "--steps", "1", "--weights", "../begun/run")
     assert detr("train", *words, "--out", "again", cwd=elsewhere).code == 0
     assert (
         detr("train", "--config", elsewhere / "again" / "config.toml", "--out", "third", cwd=place).code == 0
