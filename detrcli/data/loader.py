@@ -36,7 +36,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Pad the pictures at the bottom and on the right to the largest height and width."""
     images, mask = _canvas([(s.image.shape[1], s.image.shape[2]) for s in samples], shared=False)
     for image, sample in zip(images, samples, strict=True):
-        image[:, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
+        _, height, width = sample.image.shape
+        image[:, :height, :width] = sample.image
+        image[:, height:] = 0
+        image[:, :height, width:] = 0
     return Batch(
         images,
         mask,
@@ -47,14 +50,14 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _canvas(sizes: Sequence[Size], *, shared: bool) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W), channels last, zero where padded and unset elsewhere, and the mask of the padding (B, H, W)."""
+    """Images (B, 3, H, W), channels last, unset, and the mask of what will be padding in them (B, H, W)."""
     height, width = (max(side) for side in zip(*sizes, strict=True))
     shape = (len(sizes), height, width, 3)
     images = (_shared(shape) if shared else recycled(shape)).permute(0, 3, 1, 2)
     mask = torch.zeros(len(sizes), height, width, dtype=torch.bool)
-    for image, padding, (h, w) in zip(images, mask, sizes, strict=True):
-        image[:, h:], padding[h:] = 0, True
-        image[:, :h, w:], padding[:h, w:] = 0, True
+    for padding, (h, w) in zip(mask, sizes, strict=True):
+        padding[h:] = True
+        padding[:h, w:] = True
     return images, mask
 
 
@@ -145,7 +148,7 @@ class Samples(TorchDataset[Made]):
         shared = get_worker_info() is not None
         images, mask = _canvas([v.size for v in views], shared=shared)
         for image, view in zip(images, views, strict=True):
-            normalise(view.pixels, self.transform.preprocess, image[:, : view.size[0], : view.size[1]])
+            normalise(view.pixels, self.transform.preprocess, image)
         targets = tuple(_pad_masks(target_of(view), images) for view in views)
         image_ids = tuple(int(self.dataset.annotations.image_ids[index]) for index, _, _ in taken)
         batch = Batch(images, mask, targets, image_ids, torch.tensor([original for _, _, original in taken]))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from detrcli import ops
 from detrcli.data.annotations import Array, Objects
 from detrcli.errors import UsageError
 from detrcli.plugins.contract import Preprocess
@@ -32,7 +33,6 @@ _FULL = 800  # the short side that the numbers below belong to
 _SCALES = tuple(range(480, 801, 32))
 _BEFORE_CROP = (400, 500, 600)
 _CROP = (384, 600)
-_BLOCK = 40  # rows normalised at a time: half a megabyte of floats, less than any second cache
 
 
 @dataclass(slots=True)
@@ -99,18 +99,14 @@ def scale_pixels(pixels: Tensor, size: Size) -> Tensor:
 
 
 def normalise(pixels: Tensor, preprocess: Preprocess, out: Tensor | None = None) -> Tensor:
-    """(3, H, W) uint8 as float with the statistics' mean and deviation taken out; written to `out` where given.
+    """(3, H, W) uint8 as float with the statistics' mean and deviation taken out. `out`: where to, zero beyond the picture.
 
-    The bytes of a decoder lie interleaved (channels last), and so does the result: then both are plain rows of numbers,
-    converted a block at a time while the block is in the cache.
+    The bytes of a decoder lie interleaved (channels last), and so does the result: then both are plain rows of numbers.
     """
     _, height, width = pixels.shape
     image = torch.empty(height, width, 3).permute(2, 0, 1) if out is None else out
     rows, values = image.permute(1, 2, 0).flatten(1), pixels.permute(1, 2, 0).flatten(1)  # (H, 3 W)
-    scale, shift = _statistics(preprocess, width)
-    for top in range(0, height, _BLOCK):
-        block = rows[top : top + _BLOCK]
-        torch.addcmul(shift, block.copy_(values[top : top + _BLOCK]), scale, out=block)
+    ops.normalise(values, *_statistics(preprocess, width), rows)
     return image
 
 

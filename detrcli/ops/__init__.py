@@ -1,4 +1,5 @@
-"""Deformable attention operators: one signature each, answered by the native wheel or by plain torch.
+"""Operators: one signature each, answered by the native wheel or by plain torch. Deformable attention, and `normalise`,
+which prepares pictures.
 
 Level shapes are Python ints, one (height, width) per level; tokens are ordered level by level, row by row. Outputs have
 value's dtype, (B, Q, M*D). A query whose sampling location is NaN or infinite answers NaN in that head; a finite location
@@ -14,8 +15,20 @@ from detrcli.ops import checks, whole
 from detrcli.ops.dispatch import Backend, Mode, Sizes, backend, use, watched
 from detrcli.ops.kda import kda_plain
 from detrcli.ops.msda import Shapes, msda_fused_plain, msda_plain, sample_gather, sample_grid
+from detrcli.ops.normalise import normalise
 
-__all__ = ["Backend", "Mode", "Shapes", "backend", "kda", "msda", "msda_fused", "use", "watched"]
+__all__ = [
+    "Backend",
+    "Mode",
+    "Shapes",
+    "backend",
+    "kda",
+    "msda",
+    "msda_fused",
+    "normalise",
+    "use",
+    "watched",
+]
 
 SAMPLERS = {"reference": sample_grid, "gather": sample_gather}
 

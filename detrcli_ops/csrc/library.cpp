@@ -21,4 +21,6 @@ STABLE_TORCH_LIBRARY(detrcli_ops, m) {
       "kda_backward(Tensor grad, Tensor query, Tensor? key, Tensor value, SymInt[] shapes, Tensor reference, Tensor "
       "offsets, Tensor? mask, float scale, bool need_rows, bool need_geometry, bool need_reference, bool "
       "deterministic) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // out (R, M) = rows (H, N) of bytes * scale (N) + shift (N), zero on the right and below; CPU only
+  m.def("normalise(Tensor rows, Tensor scale, Tensor shift, Tensor(a!) out) -> ()");
 }

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import detrcli_ops
+from detrcli import ops
 from tests.ops.cases import KINDS, Case, make_case
 
 ROWS = ("value", "key", "query")
@@ -83,6 +84,14 @@ def call(rng: random.Random) -> None:
         out.backward(rng.choice(LAYOUTS)(spoiled(torch.ones_like(out), rng)))
 
 
+def prepare(rng: random.Random) -> None:
+    """A picture anywhere in memory, with any room around it."""
+    height, width, below, right = (rng.choice([0, 1, 2, 15, 16, 17, 33, 100]) for _ in range(4))
+    rows = rng.choice([as_it_is, misaligned])(torch.zeros(height, width, dtype=torch.uint8))
+    out = rng.choice([as_it_is, misaligned])(torch.empty(height + below, width + right))
+    ops.normalise(rows, torch.ones(width), torch.ones(width), out, form="native")
+
+
 def main() -> None:
     calls = int(sys.argv[1])
     best = detrcli_ops.isa()
@@ -92,6 +101,7 @@ def main() -> None:
         for index in range(calls):
             torch.set_num_threads(1 + index % 3)
             call(rng)
+            prepare(rng)
         print(f"{calls} calls of {name} in {detrcli_ops.__file__}")
 
 

@@ -4,6 +4,7 @@
 // channels are swept in vectors over channels, query by query. A sample outside, or on padding, points at a row of zeros,
 // so nothing branches and a NaN in memory that was not asked for cannot leak. Non-finite locations count as outside, and
 // the answer is poisoned.
+#include "normalise.h"
 #include "scatter.h"
 #include "worker.h"
 
@@ -178,6 +179,15 @@ void pack(const Problem& p, Array rows, Array packed, int64_t begin, int64_t end
   }
 }
 
+void normalise(const Pixels& p, int64_t begin, int64_t end) {
+  for (int64_t y = begin; y < end; ++y) {
+    const bool padding = y >= p.height;
+    const uint8_t* from = padding ? nullptr : p.from + y * p.from_stride;
+    normalise_row(from, p.scale, p.shift, padding ? 0 : p.width, p.to + y * p.to_stride, p.room);
+  }
+  streamed();
+}
+
 size_t scratch_bytes(const Problem& p, bool wide) { return wide ? worker_bytes<double>(p) : worker_bytes<float>(p); }
 
 size_t scatter_bytes(const Problem& p, bool wide, bool direct) {
@@ -193,6 +203,6 @@ size_t sums_bytes(const Problem& p, bool wide, bool direct) {
 
 extern const Kernels DETRCLI_OPS_ISA;
 const Kernels DETRCLI_OPS_ISA = {kBytes, scratch_bytes, scatter_bytes, sums_bytes, forward, backward, scatter, backward_and_scatter,
-                                 reference, pack};
+                                 reference, pack, normalise};
 
 }  // namespace detrcli_ops

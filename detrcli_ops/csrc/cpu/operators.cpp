@@ -195,9 +195,34 @@ Grads backward(const Call& c, const Tensor& grad, Needs needs) {
   return g;
 }
 
+static void check_numbers(const char* name, const Tensor& tensor, int64_t dimensions, ScalarType dtype, const char* wanted) {
+  bool right = tensor.dim() == dimensions && tensor.scalar_type() == dtype && tensor.is_cpu();
+  if (right) right = tensor.size(dimensions - 1) < 2 || tensor.stride(dimensions - 1) == 1;
+  STD_TORCH_CHECK(right, "detrcli_ops: ", name, " must be ", wanted, ", without gaps in a row and on the CPU");
+}
+
+static void normalise(const Tensor& rows, const Tensor& scale, const Tensor& shift, const Tensor& out) {
+  check_numbers("rows", rows, 2, ScalarType::Byte, "uint8 (H, N)");
+  check_numbers("out", out, 2, ScalarType::Float, "float32 (R, M)");
+  check_numbers("scale", scale, 1, ScalarType::Float, "float32 (N)");
+  check_numbers("shift", shift, 1, ScalarType::Float, "float32 (N)");
+  const int64_t height = rows.size(0), width = rows.size(1), room = out.size(1);
+  check_shape("scale", scale, {width});
+  check_shape("shift", shift, {width});
+  STD_TORCH_CHECK(out.size(0) >= height && room >= width, "detrcli_ops: out must be at least ", shape_text(rows), ", got ", shape_text(out));
+  const Pixels pixels{static_cast<const uint8_t*>(rows.data_ptr()), static_cast<const float*>(scale.data_ptr()),
+                      static_cast<const float*>(shift.data_ptr()), static_cast<float*>(out.data_ptr()),
+                      height, width, room, rows.stride(0), out.stride(0)};
+  constexpr int64_t worth_a_thread = 1 << 15;
+  torch::stable::parallel_for(0, out.size(0), worth_a_thread / (room + 1) + 1,
+                              [&](int64_t begin, int64_t end) { kernels->normalise(pixels, begin, end); });
+}
+
 // An error here would end the process, for it is thrown while the library is loaded: Python asks for the width and says why.
 STABLE_TORCH_LIBRARY_IMPL(detrcli_ops, CPU, m) {
-  if (kernels) register_operators(m);
+  if (!kernels) return;
+  register_operators(m);
+  m.impl("normalise", TORCH_BOX(&normalise));
 }
 
 }  // namespace detrcli_ops

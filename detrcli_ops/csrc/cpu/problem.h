@@ -65,6 +65,14 @@ struct Scatter {
   int64_t levels;                     // that one task takes
 };
 
+// Pictures as rows of numbers, all channels of a pixel side by side.
+struct Pixels {
+  const uint8_t* from;         // (height, width), rows from_stride apart
+  const float *scale, *shift;  // (width)
+  float* to;                   // (any, room), rows to_stride apart
+  int64_t height, width, room, from_stride, to_stride;
+};
+
 struct Kernels {
   int vector_bytes;
   size_t (*scratch_bytes)(const Problem&, bool wide);
@@ -83,6 +91,8 @@ struct Kernels {
   void (*reference)(const Problem&, const Gradients&, int64_t begin, int64_t end);
   // tasks: tokens of all images
   void (*pack)(const Problem&, Array rows, Array packed, int64_t begin, int64_t end);
+  // tasks: rows of the answer
+  void (*normalise)(const Pixels&, int64_t begin, int64_t end);
 };
 
 constexpr int64_t kQueryBlock = 64;

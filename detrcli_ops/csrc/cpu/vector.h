@@ -40,6 +40,7 @@ struct Lanes<double> {
   typedef int32_t I __attribute__((vector_size(kBytes / 2)));
 };
 
+typedef uint8_t U8 __attribute__((vector_size(kBytes / 4)));
 typedef uint16_t U16 __attribute__((vector_size(kBytes / 2)));
 typedef uint32_t U32 __attribute__((vector_size(kBytes)));
 typedef Lanes<float>::F F32;
@@ -71,12 +72,15 @@ inline Float<A> splat(A a) {
 inline F32 load(const float* from) { return load_as<F32>(from); }
 inline F64 load(const double* from) { return load_as<F64>(from); }
 #if DETRCLI_OPS_VECTOR_BYTES == 64
+inline F32 load(const uint8_t* from) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load_as<__m128i>(from))); }
 inline F32 load(const bf16* from) { return F32(U32(_mm512_cvtepu16_epi32(load_as<__m256i>(from))) << 16); }
 inline F32 load(const f16* from) { return _mm512_cvtph_ps(load_as<__m256i>(from)); }
 #elif DETRCLI_OPS_VECTOR_BYTES == 32
+inline F32 load(const uint8_t* from) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadu_si64(from))); }
 inline F32 load(const bf16* from) { return F32(U32(_mm256_cvtepu16_epi32(load_as<__m128i>(from))) << 16); }
 inline F32 load(const f16* from) { return _mm256_cvtph_ps(load_as<__m128i>(from)); }
 #else
+inline F32 load(const uint8_t* from) { return __builtin_convertvector(load_as<U8>(from), F32); }
 inline F32 load(const bf16* from) { return F32(__builtin_convertvector(load_as<U16>(from), U32) << 16); }
 inline F32 load(const f16* from) {
   const U32 h = __builtin_convertvector(load_as<U16>(from), U32);
@@ -110,6 +114,23 @@ inline void store(f16* to, F32 v) {
   store_as(to, __builtin_convertvector(bits | (u & 0x80000000) >> 16, U16));
 }
 #endif
+
+// stream: past the caches, to an aligned address; others see it after `streamed`.
+#if DETRCLI_OPS_VECTOR_BYTES == 64
+inline void stream(float* to, F32 v) { _mm512_stream_ps(to, v); }
+#elif DETRCLI_OPS_VECTOR_BYTES == 32
+inline void stream(float* to, F32 v) { _mm256_stream_ps(to, v); }
+#elif defined(__x86_64__)
+inline void stream(float* to, F32 v) { _mm_stream_ps(to, v); }
+#else
+inline void stream(float* to, F32 v) { store(to, v); }
+#endif
+
+inline void streamed() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
 
 // Fewer elements than lanes, by branches that are always foreseen instead of a call.
 template <int lanes, class E>
