@@ -185,7 +185,7 @@ class Evaluation:
     split: str | None
     data_root: str | None
     batch_size: int | None
-    workers: int
+    workers: int | None
     device: str | None
     amp: bool
     limit: int | None
@@ -201,7 +201,7 @@ def evaluate(
     split: str | None = None,
     data_root: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
-    workers: int = 0,
+    workers: int | None = None,
     device: str | None = None,
     devices: int = 1,
     amp: bool = False,
@@ -211,7 +211,8 @@ def evaluate(
 ) -> EvalResult:
     """The twelve COCO numbers of a model on a data set (`.metrics`), its classes and its detections.
 
-    `split` is by default the one to validate on, `batch_size` 1, or what the model insists on. With `devices` the images
+    `split` is by default the one to validate on, `batch_size` 1, or what the model insists on, `workers`, which read pictures, 0,
+    on a GPU up to 8. With `devices` the images
     are shared by so many processes; the numbers are the same. Where torchrun or SLURM has started several processes, each
     calls this and gets the result.
     """
@@ -243,6 +244,7 @@ def _evaluate(request: Evaluation) -> EvalResult:
     from contextlib import nullcontext
 
     from detrcli import distributed
+    from detrcli.data.loader import readers
     from detrcli.evaluate.run import evaluate as run
     from detrcli.evaluate.truth import load_truth
 
@@ -263,7 +265,7 @@ def _evaluate(request: Evaluation) -> EvalResult:
             categories=predictor.categories,
             device=predictor.device,
             batch_size=request.batch_size or predictor.only_batch or 1,
-            workers=request.workers,
+            workers=readers(str(predictor.device)) if request.workers is None else request.workers,
             amp=request.amp,
             limit=request.limit,
             backend=request.scorer,

@@ -20,6 +20,7 @@ FLOORS = [
         "launch",
         "meeting",
         "ops",
+        "processors",
         "files",
         "runs",
         "toml",

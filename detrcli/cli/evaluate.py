@@ -47,7 +47,10 @@ def evaluate(
     ] = None,
     data_root: DataRoot = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that read images, for each device [default: 0, on a GPU up to 8]."),
+    ] = None,
     device: Device = None,
     devices: Annotated[int, typer.Option(min=1, help="Processes that share the images.")] = 1,
     amp: Annotated[Literal["bf16", "off"], typer.Option(help="Compute in 16 bits, or not.")] = "off",

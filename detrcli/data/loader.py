@@ -29,6 +29,7 @@ from detrcli.data.sampler import AUGMENT, EpochSampler, Key, Shard
 from detrcli.data.transforms import Size, Transform, View, evaluation, normalise, target_of, view_of
 from detrcli.errors import DetrError, ImageError
 from detrcli.plugins.contract import Preprocess
+from detrcli.processors import processors
 from detrcli.types import Batch, Sample, Target
 
 
@@ -166,6 +167,14 @@ class Samples(TorchDataset[Made]):
         original = (pixels.shape[1], pixels.shape[2])
         view = view_of(pixels, objects, masks_of(annotations, objects, original))
         return self.transform(view, np.random.default_rng([self.seed, AUGMENT, epoch, index])), original
+
+
+def readers(device: str) -> int:
+    """Processes that read pictures for a device, unless the user says: a GPU's share of the processors, at most eight; none for
+    a CPU, whose processors the model needs."""
+    if not device.startswith("cuda"):
+        return 0
+    return min(8, processors() // max(1, torch.cuda.device_count()))
 
 
 class Batches:

@@ -1,10 +1,11 @@
-"""Running a trained model faster without changing its answers: four levers, all on unless `DETR_FAST` says otherwise.
+"""Running a trained model faster without changing its answers: five levers, all on unless `DETR_FAST` says otherwise.
 
     fold        a frozen norm behind a convolution becomes part of it
     layout      convolutions keep their weights channels-last, the order that oneDNN and cuDNN compute in
     onednn      on the CPU oneDNN computes all layers, and adds biases, rectifies and sums while it is at it
     allocator   freed memory stays in the process (CPU, glibc): else every large intermediate is made of fresh pages,
                 which the system clears one by one
+    threads     no more of them than processors that the process may use (CPU), which torch does not ask a container
 
 `DETR_FAST=off` is plain PyTorch, `DETR_FAST=fold,layout` picks; `detr env` shows what is in use.
 """
@@ -25,8 +26,9 @@ from torch import nn
 from detrcli.errors import unknown
 from detrcli.nn.layers import FrozenBatchNorm2d
 from detrcli.nn.onednn import ask_onednn
+from detrcli.processors import processors
 
-Lever = Literal["fold", "layout", "onednn", "allocator"]
+Lever = Literal["fold", "layout", "onednn", "allocator", "threads"]
 LEVERS: tuple[Lever, ...] = get_args(Lever)
 
 # glibc's mallopt: never map a block of its own, never give memory back, grow by 64 MiB
@@ -52,8 +54,11 @@ def fastest(model: nn.Module) -> nn.Module:
     """
     chosen = levers()
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    if "allocator" in chosen and any(tensor.device.type == "cpu" for tensor in shared.values()):
-        keep_memory()
+    if any(tensor.device.type == "cpu" for tensor in shared.values()):
+        if "allocator" in chosen:
+            keep_memory()
+        if "threads" in chosen:
+            choose_threads()
     model = copy.deepcopy(model, shared).eval()
     if "fold" in chosen:
         fold_frozen_norms(model)
@@ -108,6 +113,16 @@ def keep_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     taken = [mallopt(option, value) for option, value in _MALLOPT.values()]
     return all(taken)
+
+
+def choose_threads(workers: int = 0) -> int:
+    """Share the processors between the ranks of this machine and the workers of each, unless `OMP_NUM_THREADS` decides."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        most = max(1, processors() // ranks - workers)
+        if torch.get_num_threads() > most:
+            torch.set_num_threads(most)
+    return torch.get_num_threads()
 
 
 def describe() -> dict[str, str]:

@@ -23,13 +23,12 @@ from detrcli.environment import bf16_speed
 from detrcli.errors import DataError, DetrError
 from detrcli.evaluate.run import match_categories
 from detrcli.nn.backbone import Backbone
-from detrcli.nn.speed import keep_memory, levers
+from detrcli.nn.speed import choose_threads, keep_memory, levers
 from detrcli.plugins import Model, resolve
 from detrcli.train.ema import Average
 from detrcli.train.guard import Ways
 from detrcli.train.learner import DTYPES, Learner, Shared
 from detrcli.train.loop import Trainer
-from detrcli.train.machine import choose_threads
 from detrcli.train.optim import build_optimizer
 from detrcli.train.plan import Plan
 from detrcli.train.record import Record

@@ -1,8 +1,7 @@
-"""What the machine gives a run: processors, threads, memory, and room on the disk."""
+"""What the machine gives a run: memory, and room on the disk."""
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import sys
@@ -13,50 +12,6 @@ from torch import nn
 
 from detrcli.errors import DetrError
 from detrcli.files import left_over
-
-_QUOTAS = (Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"))
-
-
-def processors() -> int:
-    """Those that this process may use: its affinity, and what a container's quota allows.
-
-    More threads than that take turns, and a step of many small operations, each of which waits for the slowest thread,
-    becomes several times slower than with one.
-    """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota()
-    return max(1, allowed if quota is None else min(allowed, math.floor(quota)))
-
-
-def _quota() -> float | None:
-    """Processors' worth of time that the container may use, of cgroup version 2 or 1."""
-    new, old = _QUOTAS
-    try:
-        if new.is_file():
-            quota, period = new.read_text().split()
-        else:
-            quota, period = old.read_text(), old.with_name("cpu.cfs_period_us").read_text()
-        return None if quota.strip() in ("max", "-1") else int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
-
-
-def choose_threads(workers: int) -> int:
-    """Share the processors between the ranks of this machine and the workers of each, unless `OMP_NUM_THREADS` decides."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        most = max(1, processors() // ranks - workers)
-        if torch.get_num_threads() > most:
-            torch.set_num_threads(most)
-    return torch.get_num_threads()
-
-
-def readers(device: str) -> int:
-    """Processes that read pictures for a device, unless the user says: a GPU's share of the processors, at most eight; none for
-    a CPU, whose processors the model needs."""
-    if not device.startswith("cuda"):
-        return 0
-    return min(8, processors() // max(1, torch.cuda.device_count()))
 
 
 def peak_bytes(device: str) -> int:

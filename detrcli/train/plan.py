@@ -13,11 +13,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from detrcli.config import assign, from_plain, in_range, settings, to_plain
+from detrcli.data.loader import readers
 from detrcli.data.places import anywhere
 from detrcli.errors import UsageError
 from detrcli.nn.inference import choose_device
 from detrcli.plugins import Recipe, resolve
-from detrcli.train.machine import readers
 from detrcli.weights.warm import starting_from
 
 Amp = Literal["off", "bf16", "fp16"]

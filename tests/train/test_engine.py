@@ -699,48 +699,6 @@ def test_a_run_that_goes_on_needs_room_only_for_what_it_has_not(ask, tmp_path, m
     assert not half.exists()
 
 
-@pytest.mark.parametrize(
-    ("files", "allowed", "wanted"),
-    [
-        ({}, 6, 6),
-        ({"cpu.max": "max 100000"}, 6, 6),
-        ({"cpu.max": "250000 100000"}, 6, 2),
-        ({"cpu.max": "20000 100000"}, 6, 1),
-        ({"cpu.cfs_quota_us": "300000", "cpu.cfs_period_us": "100000"}, 6, 3),
-        ({"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"}, 6, 6),
-    ],
-)
-def test_processors_are_those_that_the_container_allows(tmp_path, monkeypatch, files, allowed, wanted):
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(machine, "_QUOTAS", (tmp_path / "cpu.max", tmp_path / "cpu.cfs_quota_us"))
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda process: set(range(allowed)))
-    assert machine.processors() == wanted
-
-
-def test_threads_are_shared_with_ranks_and_workers(monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(machine, "processors", lambda: 8)
-    monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 64)
-    chosen = []
-    monkeypatch.setattr(machine.torch, "set_num_threads", chosen.append)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    machine.choose_threads(workers=1)
-    assert chosen == [3]
-    monkeypatch.setenv("OMP_NUM_THREADS", "64")
-    machine.choose_threads(workers=1)
-    assert chosen == [3]
-
-
-def test_a_gpu_gets_its_share_of_processes_that_read(monkeypatch):
-    monkeypatch.setattr(machine, "processors", lambda: 12)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert machine.readers("cuda:1") == 3
-    assert machine.readers("cpu") == 0
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert machine.readers("cuda") == 8
-
-
 @pytest.mark.parametrize("ratio", [2.2, 0.4])
 def test_16_bits_that_only_cost_time_are_told(ask, monkeypatch, ratio):
     monkeypatch.setattr(jobs, "bf16_speed", lambda: ratio)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from detrcli import processors
 from detrcli.errors import UsageError
+from detrcli.nn import speed
 from detrcli.nn.backbone import Backbone
 from detrcli.nn.layers import MLP, FrozenBatchNorm2d, LinearReLU
 from detrcli.nn.onednn import Conv2d, Linear, RectifiedLinear, Residual
@@ -159,3 +162,54 @@ def test_an_unknown_lever_is_refused_with_the_nearest(monkeypatch: pytest.Monkey
 
 def test_memory_is_kept_where_the_library_is_glibc() -> None:
     assert keep_memory() == (platform.libc_ver()[0] == "glibc")
+
+
+@pytest.mark.parametrize(
+    ("files", "allowed", "wanted"),
+    [
+        ({}, 6, 6),
+        ({"cpu.max": "max 100000"}, 6, 6),
+        ({"cpu.max": "250000 100000"}, 6, 2),
+        ({"cpu.max": "20000 100000"}, 6, 1),
+        ({"cpu.cfs_quota_us": "300000", "cpu.cfs_period_us": "100000"}, 6, 3),
+        ({"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"}, 6, 6),
+    ],
+)
+def test_processors_are_those_that_the_container_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], allowed: int, wanted: int
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(processors, "_QUOTAS", (tmp_path / "cpu.max", tmp_path / "cpu.cfs_quota_us"))
+    monkeypatch.setattr(processors.os, "sched_getaffinity", lambda process: set(range(allowed)))
+    assert processors.processors() == wanted
+
+
+def test_threads_are_shared_with_ranks_and_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(speed, "processors", lambda: 8)
+    monkeypatch.setattr(speed.torch, "get_num_threads", lambda: 64)
+    chosen: list[int] = []
+    monkeypatch.setattr(speed.torch, "set_num_threads", chosen.append)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    speed.choose_threads(workers=1)
+    assert chosen == [3]
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    speed.choose_threads(workers=1)
+    assert chosen == [3]
+
+
+@pytest.mark.parametrize(("asked", "wanted"), [("on", 1), ("off", 2), ("fold", 2)])
+def test_inference_takes_no_more_threads_than_there_are_processors(
+    backbone: Backbone, asked: str, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("DETR_FAST", asked)
+    monkeypatch.setattr(speed, "processors", lambda: 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        fastest(backbone)
+        assert torch.get_num_threads() == wanted
+    finally:
+        torch.set_num_threads(before)
