@@ -49,7 +49,9 @@ def evaluate(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time.")] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Processes that read images, for each device [default: 0, on a GPU up to 8]."),
+        typer.Option(
+            min=0, help="Processes that read images, for each device [default: 0, on a GPU up to 8]."
+        ),
     ] = None,
     device: Device = None,
     devices: Annotated[int, typer.Option(min=1, help="Processes that share the images.")] = 1,

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detrcli.data import loader
+from detrcli.data import loader as loading
 from detrcli.data.catalog import resolve
 from detrcli.data.loader import Samples, collate, eval_loader, train_loader
 from detrcli.data.sampler import EpochSampler, Shard
@@ -307,9 +307,9 @@ def test_memory_does_not_grow_over_epochs_with_workers():
 
 
 def test_a_gpu_gets_its_share_of_processes_that_read(monkeypatch):
-    monkeypatch.setattr(loader, "processors", lambda: 12)
+    monkeypatch.setattr(loading, "processors", lambda: 12)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert loader.readers("cuda:1") == 3
-    assert loader.readers("cpu") == 0
+    assert loading.readers("cuda:1") == 3
+    assert loading.readers("cpu") == 0
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert loader.readers("cuda") == 8
+    assert loading.readers("cuda") == 8
