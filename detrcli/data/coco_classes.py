@@ -32,10 +32,13 @@ def coco_channels() -> Categories:
 
 def classes_for(count: int) -> Categories:
     """The classes of a file that does not name them: COCO's when their number says so, else numbered."""
-    for known in (coco_channels(), coco_classes()):
-        if len(known) == count:
-            return known
-    return Categories(tuple(range(count)), tuple(f"class {i}" for i in range(count)))
+    numbered = Categories(tuple(range(count)), tuple(f"class {i}" for i in range(count)))
+    return coco_of(count) or numbered
+
+
+def coco_of(count: int) -> Categories | None:
+    """The classes of COCO that so many are, one way or the other."""
+    return next((known for known in (coco_channels(), coco_classes()) if len(known) == count), None)
 
 
 def _by_id() -> list[str]:

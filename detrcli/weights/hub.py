@@ -80,7 +80,7 @@ def fetch(reference: Reference, *, offline: bool = False) -> Fetched:
     """The file of a reference: from the cache without any request, else downloaded; compared with its hash either way."""
     if reference.file:
         return _fetch(reference, reference.file, offline)
-    for name in USUAL_FILES:
+    for name in _usual_files(reference):
         try:
             return _fetch(reference, name, offline)
         except FileAbsent:
@@ -89,6 +89,30 @@ def fetch(reference: Reference, *, offline: bool = False) -> Fetched:
         f"{reference.repo} holds none of {', '.join(USUAL_FILES)}",
         hint=f"name the file: {reference}:FILE",
     )
+
+
+def companion(reference: Reference, name: str, *, offline: bool = False) -> Path | None:
+    """A file in the folder of a reference's weights, which were fetched before; None where the repository has none."""
+    weights = fetch(reference, offline=True)
+    file = str(PurePosixPath(weights.file).with_name(name))
+    absent = _cache_of(weights.repo) / ".no_exist" / weights.commit / file  # the client's note that it asked
+    if absent.exists():
+        return None
+    try:
+        return _fetch(Reference(weights.repo, weights.commit), file, offline).path
+    except HubError:  # it only helps
+        return None
+
+
+def _usual_files(reference: Reference) -> list[str]:
+    """The one that was used before comes first, then one that is here: neither costs a request, nor may a file that the
+    repository got since take its place."""
+    requested = reference.revision or "main"
+
+    def rank(name: str) -> tuple[bool, bool]:
+        return ledger.find(reference.repo, requested, name) is None, cached(reference, name) is None
+
+    return sorted(USUAL_FILES, key=rank)
 
 
 def cached(reference: Reference, file: str) -> Path | None:

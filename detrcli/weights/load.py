@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from detrcli.config import settings
+from detrcli.data.classes import labels_in
+from detrcli.data.coco_classes import coco_of
 from detrcli.errors import CheckpointError
 from detrcli.plugins.contract import Family, Variant
 from detrcli.plugins.registry import Model
 from detrcli.types import Categories
 from detrcli.weights import file, keymap
-from detrcli.weights.hub import fetch
+from detrcli.weights.hub import companion, fetch
 from detrcli.weights.keymap import KeyMap, Mapped
+from detrcli.weights.labels import CONFIG, beside, named_in
 from detrcli.weights.metadata import Metadata
 from detrcli.weights.resolve import Choice, choose
 
@@ -55,7 +58,7 @@ class LoadReport:
     @property
     def only_rows(self) -> bool:
         """All tensors of other shape differ by one number of rows: the file has more or fewer classes."""
-        return all(_only_rows(r) for r in self.reshaped) and len(_more_rows(self)) <= 1
+        return all(_only_rows(r) for r in self.reshaped) and len(_more_rows(self.reshaped)) <= 1
 
     @property
     def problems(self) -> int:
@@ -86,16 +89,30 @@ def load_weights(
         source = choose(model.name, str(source))
     tensors, metadata = read(source, offline=offline)
     check_untold(metadata, model, str(source.source))
-    pair = (metadata.categories if metadata else None, classes) if classes is not None else None
-    return load_state(
-        module, tensors, model.family, model.variant.config, classes=pair, source=str(source.source)
-    )
+    family, config = model.family, model.variant.config
+    pair = None
+    if classes is not None:
+        count = count_classes(tensors, family, config, len(classes), module)
+        pair = (classes_in(source, metadata, count, offline=offline), classes)
+    return load_state(module, tensors, family, config, classes=pair, source=str(source.source))
 
 
 def read(choice: Choice, *, offline: bool = False) -> tuple[dict[str, Tensor], Metadata | None]:
     """The tensors and the description of chosen weights, fetched first if they are on the Hub."""
     path = choice.source if isinstance(choice.source, Path) else fetch(choice.source, offline=offline).path
     return file.load(path)
+
+
+def classes_in(
+    choice: Choice, said: Metadata | None, count: int, *, offline: bool = False
+) -> Categories | None:
+    """The classes of weights that were read: as they say themselves or, of others, as the configuration beside them names so
+    many; COCO's where their number says so."""
+    if said is not None:
+        return said.categories
+    source = choice.source
+    config = beside(source) if isinstance(source, Path) else companion(source, CONFIG, offline=offline)
+    return (named_in(config, count) if config else None) or coco_of(count)
 
 
 def check_untold(said: Metadata | None, model: Model, source: str) -> None:
@@ -198,12 +215,13 @@ def count_classes(
     tensors: Mapping[str, Tensor], family: Family[Any], config: Any, num_classes: int, module: nn.Module
 ) -> int:
     """The classes of a file that does not say: those of `module` (built for `num_classes`) and what its heads have more."""
-    more = _more_rows(fit(tensors, family, config, module))
+    heads = _class_heads(family, config)
+    more = _more_rows(r for r in fit(tensors, family, config, module).reshaped if r.name in heads)
     return num_classes + more.pop() if len(more) == 1 else num_classes
 
 
-def _more_rows(report: LoadReport) -> set[int]:
-    return {r.file[0] - r.model[0] for r in report.reshaped if _only_rows(r)}
+def _more_rows(tensors: Iterable[Reshaped]) -> set[int]:
+    return {r.file[0] - r.model[0] for r in tensors if _only_rows(r)}
 
 
 def _empty(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -234,7 +252,9 @@ def _remake(
     old, new = classes
     own, values = module.state_dict(), dict(mapped.tensors)
     names = [n for n, extra in heads.items() if n in values and _may_differ(values[n], own[n], old, extra)]
-    pairs = [(new.label_named(n), old.label_named(n)) for n in new.names if n in old.names] if old else []
+    pairs = (
+        [(ours, int(theirs)) for ours, theirs in enumerate(labels_in(new, old)) if theirs >= 0] if old else []
+    )
     for name in names:
         rows, given, extra = own[name].clone(), values[name], heads[name]
         for ours, theirs in pairs:

@@ -52,6 +52,25 @@ class Metadata:
         return replace(self, sha256="").dumps()
 
 
+def sniff(path: Path) -> str:
+    """What a file is by its first bytes: "safetensors", "pickle", or words for the user."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    if not start:
+        return "it is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, the file itself was not fetched"
+    # First the format whose opening bytes are a length, which may look like anything: 0x80, "PK", …
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER:
+        return "safetensors"
+    if start[257:262] == b"ustar" or start[:1] == b"\x80" or start[:2] == b"PK":
+        return "pickle"
+    return "it starts like neither safetensors nor a PyTorch file"
+
+
 def parse(text: str, path: Path) -> Metadata:
     try:
         return from_plain(Metadata, json.loads(text))

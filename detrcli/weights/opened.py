@@ -14,7 +14,7 @@ from detrcli.errors import CheckpointError, UsageError
 from detrcli.plugins.contract import Preprocess
 from detrcli.plugins.registry import Model
 from detrcli.types import Categories
-from detrcli.weights.load import LoadReport, count_classes, load_state, read
+from detrcli.weights.load import LoadReport, classes_in, count_classes, load_state, read
 from detrcli.weights.metadata import Metadata
 from detrcli.weights.resolve import Choice
 
@@ -32,8 +32,8 @@ class Opened:
 def open_weights(choice: Choice, *, offline: bool = False) -> Opened:
     """Build the model of a choice and fill it.
 
-    Classes, configuration and preprocessing come from the file; files of others are taken as trained on COCO when the number
-    of their classes says so, else their classes are numbered.
+    Classes, configuration and preprocessing come from the file. The classes of a file of others come from the configuration
+    beside it, if that names them; else it is taken as trained on COCO when their number says so, else they are numbered.
     """
     tensors, said = read(choice, offline=offline)
     model = choice.model
@@ -45,7 +45,7 @@ def open_weights(choice: Choice, *, offline: bool = False) -> Opened:
     return Opened(
         model=model,
         module=module,
-        categories=(said.categories if said else None) or classes_for(count),
+        categories=classes_in(choice, said, count, offline=offline) or classes_for(count),
         preprocess=said.preprocess if said else model.variant.preprocess,
         said=said,
         report=report,

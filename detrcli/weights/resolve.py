@@ -14,7 +14,7 @@ from detrcli.errors import CheckpointError, ModelError, UsageError
 from detrcli.plugins import registry
 from detrcli.plugins.contract import Weights
 from detrcli.plugins.registry import Model, fold
-from detrcli.weights.hub import Reference
+from detrcli.weights.hub import USUAL_FILES, Reference
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 
@@ -104,7 +104,7 @@ def _named(weights: str, model: str | None) -> Choice:
 
 
 def _in_folder(folder: Path, model: str | None) -> Choice:
-    for name in (BEST, LAST, "model.safetensors", "model.safetensors.index.json"):
+    for name in (BEST, LAST, *USUAL_FILES):
         path = folder / name
         if path.is_file():
             return Choice(_model_of(path, model), path, f"{name} of {folder}")
@@ -113,9 +113,10 @@ def _in_folder(folder: Path, model: str | None) -> Choice:
 
 def _model_of(path: Path, model: str | None) -> Model:
     """What the file says it is, checked against what the user says."""
-    from detrcli.weights.metadata import read_metadata
+    from detrcli.weights.metadata import read_metadata, sniff
 
-    said = read_metadata(path) if path.suffix == ".safetensors" else None
+    ours = path.suffix == ".safetensors" or sniff(path) == "safetensors"
+    said = read_metadata(path) if ours else None
     if said is None:
         if model is None:
             raise UsageError(f"{path} does not say which model it is", hint="add --model FAMILY/VARIANT")

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from detrcli.errors import CheckpointError, UsageError
 from detrcli.plugins.registry import Model, resolve
 from detrcli.types import Categories
-from detrcli.weights.load import LoadReport, check_untold, fit, load_state, owner, read
+from detrcli.weights.load import (
+    LoadReport,
+    check_untold,
+    classes_in,
+    count_classes,
+    fit,
+    load_state,
+    owner,
+    read,
+)
 from detrcli.weights.resolve import Choice, choose, is_family
 
 SHOWN = 10  # classes named
@@ -56,8 +65,11 @@ def warm_start(
     """
     choice = _choose(model, str(source))
     tensors, said = read(choice, offline=offline)
-    pair = (said.categories if said else None, classes) if classes is not None else None
     family, config = model.family, model.variant.config
+    pair = None
+    if classes is not None:
+        count = count_classes(tensors, family, config, len(classes), module)
+        pair = (classes_in(choice, said, count, offline=offline), classes)
     if choice.model.family.name == family.name:
         check_untold(said, model, str(choice.source))
     donor = family.donors.get(resolve(said.model).family.name) if said else _donor_of(module, tensors, model)

@@ -10,7 +10,7 @@ import time
 
 import detrcli.weights.metadata  # noqa: F401  # before the user changes to one who may read no module
 from detrcli.errors import DetrError
-from detrcli.weights.hub import Reference, fetch
+from detrcli.weights.hub import Reference, companion, fetch
 
 _sleep = time.sleep
 time.sleep = lambda seconds: _sleep(min(seconds, 0.001))  # the client's retries add up to 23 s a fault
@@ -27,7 +27,11 @@ def answer(request: dict[str, object]) -> dict[str, object]:
         reference = Reference(
             reference.repo, reference.revision, reference.file, str(sha256) if sha256 else None
         )
-        found = fetch(reference, offline=bool(request.get("offline")))
+        offline = bool(request.get("offline"))
+        if "beside" in request:
+            path = companion(reference, str(request["beside"]), offline=offline)
+            return {"path": path and str(path)}
+        found = fetch(reference, offline=offline)
     except DetrError as error:
         return {"error": error.message, "hint": error.hint, "kind": error.kind, "exit_code": error.exit_code}
     finally:

@@ -399,3 +399,31 @@ def test_no_server_and_the_clients_own_offline_switch(hub: Hub, tmp_path: Path, 
 def test_nothing_ever_said_holds_the_token(hub: Hub, child: Child):
     """Runs last in this file: all faults above happened in this process."""
     assert TOKEN not in child.said()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_the_file_that_was_used_first_stays_the_one_that_is_meant(
+    hub: Hub, child: Child, repo: str, name: str
+):
+    hub.add(repo, {name: CONTENT})
+    assert child.fetch(repo)["sha256"] == SHA256
+    hub.push(repo, {name: CONTENT, "model.safetensors": b"another"})
+    before = len(hub.seen(repo))
+    for offline in (False, True):
+        again = child.fetch(repo, offline=offline)
+        assert (again["sha256"], Path(again["path"]).name) == (SHA256, name)
+    assert len(hub.seen(repo)) == before
+
+
+@pytest.mark.parametrize("held", [{}, {"config.json": b"{}"}], ids=["absent", "there"])
+def test_what_lies_beside_the_weights_is_asked_for_once(
+    hub: Hub, child: Child, repo: str, held: dict[str, bytes]
+):
+    hub.add(repo, FILE | held)
+    child.fetch(repo)
+    first = child.fetch(repo, beside="config.json")["path"]
+    assert (first and Path(first).read_bytes()) == held.get("config.json")
+    before = len(hub.seen(repo))
+    for offline in (False, True):
+        assert child.fetch(repo, beside="config.json", offline=offline)["path"] == first
+    assert len(hub.seen(repo)) == before

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import detrcli
 from detrcli.errors import CheckpointError, UsageError
 from detrcli.types import Categories
 from detrcli.weights import keymap
 from detrcli.weights.file import save
-from detrcli.weights.load import LoadReport, count_classes, load_state
+from detrcli.weights.labels import named_in
+from detrcli.weights.load import LoadReport, count_classes, load_state, load_weights
 from detrcli.weights.metadata import Metadata
-from detrcli.weights.warm import told
+from detrcli.weights.opened import open_weights
+from detrcli.weights.resolve import choose
+from detrcli.weights.warm import told, warm_start
 
 NAME = "detr/tiny"
 OLD = Categories((0, 1, 2), ("cat", "dog", "bird"))
@@ -151,3 +157,52 @@ def test_the_public_function_takes_a_path_and_tells_strangers(tmp_path: Path):
         detrcli.load_weights(torch.nn.Linear(1, 1), tmp_path / "w.safetensors")
     with pytest.raises(CheckpointError, match="holds detr/tiny, not detr/r50"):
         detrcli.load_weights(detrcli.create_model("detr/r50"), tmp_path / "w.safetensors")
+
+
+def as_coco(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A file in the papers' layout, with the 91 channels of COCO and no word about them."""
+    made = model(91)
+    family, config = made.detrcli_model.family, made.detrcli_model.config
+    save_file(
+        keymap.revert(family.key_maps["official"](config), made.state_dict()), tmp_path / "x.safetensors"
+    )
+    return tmp_path / "x.safetensors", made.state_dict()
+
+
+@pytest.mark.parametrize("start", [load_weights, warm_start])
+def test_a_nameless_file_with_as_many_classes_as_coco_gives_their_rows(tmp_path: Path, start: Any):
+    path, theirs = as_coco(tmp_path)
+    wanted = Categories((1, 2, 3), ("Dog", "unicorn", "person"))
+    filled = model(3)
+    fresh = filled.state_dict()["class_head.weight"].clone()
+    report = start(filled, path, filled.detrcli_model, classes=wanted)
+    assert report.copied_classes == ("Dog", "person")
+    ours, rows = filled.state_dict()["class_head.weight"], theirs["class_head.weight"]
+    assert torch.equal(ours[[0, 2, 3]], rows[[18, 1, 91]])  # COCO's ids, and no object
+    assert torch.equal(ours[1], fresh[1])
+
+
+def test_names_beside_a_foreign_file_are_those_of_its_classes(tmp_path: Path):
+    save_file(foreign("hub"), tmp_path / "model.safetensors")
+    labels = {str(i): name for i, name in enumerate(OLD.names)}
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": labels}))
+    assert open_weights(choose(NAME, str(tmp_path))).categories.names == OLD.names
+    filled = model(2)
+    report = load_weights(filled, tmp_path, filled.detrcli_model, classes=Categories((5, 9), ("bird", "bat")))
+    assert report.copied_classes == ("bird",)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"id2label": {"0": "a"}}', '{"id2label": {"0": "a", "1": "a", "2": "a"}}']
+)
+def test_a_configuration_that_does_not_name_them_is_passed_over(tmp_path: Path, content: str):
+    (tmp_path / "config.json").write_text(content)
+    assert named_in(tmp_path / "config.json", 3) is None
+
+
+def test_another_number_of_queries_is_not_taken_for_classes():
+    tensors = model().state_dict()
+    tensors["query_embed.weight"] = torch.zeros(20, 64)
+    made = model()
+    family, config = made.detrcli_model.family, made.detrcli_model.config
+    assert count_classes(tensors, family, config, 3, made) == 3

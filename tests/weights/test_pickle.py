@@ -145,3 +145,12 @@ def test_paths_that_are_no_files(tmp_path: Path):
         load(tmp_path / "none.safetensors")
     with pytest.raises(CheckpointError, match="is a folder"):
         load(tmp_path)
+
+
+def test_a_flipped_bit_is_told_by_the_checksum_of_its_record(tmp_path: Path) -> None:
+    torch.save(WEIGHTS, path := tmp_path / "x.pth")
+    whole = path.read_bytes()
+    place = whole.index(WEIGHTS["a.weight"].numpy().tobytes())
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load(path)

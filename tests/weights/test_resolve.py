@@ -93,6 +93,12 @@ def test_weights_of_another_model_are_refused():
         choose("detr/r50", str(best))
 
 
+def test_a_file_of_ours_is_known_by_its_content_not_by_its_name(tmp_path: Path):
+    best = run("mine", "detr/tiny", "2026-01-01") / "best.safetensors"
+    renamed = best.rename(tmp_path / "w.bin")
+    assert choose(None, str(renamed)).model.name == "detr/tiny"
+
+
 def test_a_foreign_file_needs_a_model(tmp_path: Path):
     (tmp_path / "w.pth").write_bytes(b"PK")
     with pytest.raises(UsageError, match="does not say which model"):
