@@ -19,8 +19,6 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -35,6 +33,10 @@ from torch import Tensor
 from detrcli.errors import ImageError
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any] | Tensor"
+
+# Pillow warns of odd metadata and of large pictures; both are ruled on here. For good: pictures are read in threads, and what
+# `catch_warnings` puts back there would undo, or keep for ever, what another thread has chosen.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 MAX_PIXELS = 178_956_970  # where Pillow, too, refuses; about 13,400 x 13,400
 _ORIENTATION = 0x0112
@@ -68,8 +70,7 @@ def read_image(source: Source, *, size: tuple[int, int] | None = None, name: str
 
 def decode(data: bytes, *, size: tuple[int, int] | None = None, name: str = "bytes") -> Tensor:
     """The picture in an encoded file."""
-    with _quiet():
-        return _upright(open_image(data, name), size, name, data)
+    return _upright(open_image(data, name), size, name, data)
 
 
 def open_image(data: bytes, name: str) -> Image.Image:
@@ -77,8 +78,7 @@ def open_image(data: bytes, name: str) -> Image.Image:
     if not data:
         raise ImageError(f"{name}: the file is empty")
     try:
-        with _quiet():
-            picture = Image.open(BytesIO(data))
+        picture = Image.open(BytesIO(data))
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not a picture ({_looks_like(data)})") from None
     except Image.DecompressionBombError as error:
@@ -88,14 +88,6 @@ def open_image(data: bytes, name: str) -> Image.Image:
     if picture.width * picture.height > MAX_PIXELS:
         raise _too_large(name, picture.width * picture.height)
     return picture
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Pillow warns of odd metadata and of large pictures; both are ruled on here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def shown_size(picture: Image.Image) -> tuple[int, int]:
@@ -132,9 +124,9 @@ def _upright(
         pixels = _rgb(picture if turn is None else picture.transpose(turn), name)
     elif turn is not None:
         pixels = np.asarray(Image.fromarray(pixels).transpose(turn))
-    # Pillow's bytes, which nobody else holds, taken over without a copy; torch would warn that they are read-only
-    with _quiet():
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+    if not pixels.flags.writeable:  # Pillow's own bytes
+        pixels = pixels.copy()
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _load(picture: Image.Image, name: str) -> None:

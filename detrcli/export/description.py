@@ -69,6 +69,8 @@ def parse(text: str | None, path: Path) -> Description:
 
 def exported_file(model: str | None, weights: object = None) -> Path | None:
     """The path, where what stands for a model is the name of an exported file; that has weights of its own."""
+    if isinstance(weights, str) and Path(weights).suffix.lower() in SUFFIXES:
+        raise UsageError(f"{weights} is an exported model, not weights", hint=f"use --model {weights}")
     path = Path(model or "")
     if path.suffix.lower() not in SUFFIXES:
         return None

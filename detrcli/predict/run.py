@@ -6,6 +6,7 @@ number of pictures. Every picture is seen through one or more windows (see `tile
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +32,13 @@ from detrcli.predict.tiles import Window, merge, windows
 from detrcli.types import Categories, Detections, Output, Sample, Target
 
 READERS = 2  # threads that decode; more would only compete with the model
+BOUNDS = {  # of options: least, most
+    "conf": (0, 1),
+    "top": (1, math.inf),
+    "batch": (1, math.inf),
+    "max_size": (32, math.inf),
+    "tile": (64, math.inf),
+}
 NOTHING = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
 
 
@@ -64,7 +72,7 @@ class Options(TypedDict, total=False):
 
     conf: float
     top: int | None
-    classes: Sequence[str | int]
+    classes: str | int | Sequence[str | int]
     batch: int | None
     max_size: int | None
     tile: int | None
@@ -110,7 +118,7 @@ class Predictor:
         *,
         conf: float = 0.3,
         top: int | None = None,
-        classes: Sequence[str | int] = (),
+        classes: str | int | Sequence[str | int] = (),
         batch: int | None = None,
         max_size: int | None = None,
         tile: int | None = None,
@@ -128,8 +136,7 @@ class Predictor:
         a wrong option is refused at once.
         """
         batch = self.only_batch or 1 if batch is None else batch
-        if batch < 1:
-            raise UsageError(f"batch must be 1 or more (value given: {batch})")
+        _check(conf=conf, top=top, batch=batch, max_size=max_size, tile=tile)
         settings = Settings(self._sized(max_size), tile, conf, top, self._labels(classes))
         inputs = expand(sources, recursive=recursive, leave_out=leave_out)
         return self._results(_read_ahead(inputs, settings, 2 * batch), settings, batch, amp, on_failure)
@@ -153,18 +160,19 @@ class Predictor:
                     yield self._result(view.picture, seen, notes, settings.top)
                     seen, notes = [], ()
 
-    def _labels(self, classes: Sequence[str | int]) -> frozenset[int] | None:
-        if not classes:
-            return None
-        by_name = {name.casefold(): label for label, name in enumerate(self.categories.names)}
-        by_id = {str(number): label for label, number in enumerate(self.categories.ids)}
-        labels = set()
-        for wanted in map(str, classes):
-            label = by_name.get(wanted.casefold(), by_id.get(wanted))
-            if label is None:
-                raise unknown("class", wanted, self.categories.names)
-            labels.add(label)
-        return frozenset(labels)
+    def _labels(self, classes: str | int | Sequence[str | int]) -> frozenset[int] | None:
+        chosen = [classes] if isinstance(classes, (str, int)) else list(classes)
+        return frozenset(label for wanted in chosen for label in self._named(str(wanted))) if chosen else None
+
+    def _named(self, wanted: str) -> list[int]:
+        """The classes of that name, as it is written if there are some, else of that id."""
+        names, ids = self.categories.names, map(str, self.categories.ids)
+        exact = [label for label, name in enumerate(names) if name == wanted]
+        alike = [label for label, name in enumerate(names) if name.casefold() == wanted.casefold()]
+        found = exact or alike or [label for label, number in enumerate(ids) if number == wanted]
+        if not found:
+            raise unknown("class", wanted, names)
+        return found
 
     def _sized(self, max_size: int | None) -> Preprocess:
         if max_size is None:
@@ -200,6 +208,14 @@ class Predictor:
         ]
         notes = picture.notes + notes
         return Result(picture.name, picture.index, width, height, tuple(found), picture.pixels, notes)
+
+
+def _check(**options: float | None) -> None:
+    for name, value in options.items():
+        least, most = BOUNDS[name]
+        if value is not None and not least <= value <= most:
+            bound = f"{least} or more" if most == math.inf else f"from {least} to {most}"
+            raise UsageError(f"{name} must be {bound} (value given: {value})")
 
 
 def _read_ahead(inputs: Iterator[Input], settings: Settings, ahead: int) -> Iterator[Picture | Unreadable]:

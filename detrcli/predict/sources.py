@@ -17,7 +17,6 @@ import json
 import os
 import re
 import sys
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +80,14 @@ def expand(
         elif isinstance(source, (str, os.PathLike)):
             yield from _named(os.fspath(source), recursive, closed)
         else:
-            yield Input(_name_of(source, number), source)
+            yield Input(_name_of(source, number), _own(source))
+
+
+def _own(source: Source) -> Source:
+    """Pixels that nobody else writes to: a camera's loop fills one buffer again and again, and pictures are read ahead."""
+    if isinstance(source, np.ndarray):
+        return source.copy()
+    return source.clone() if isinstance(source, Tensor) else source
 
 
 def _name_of(source: Source, number: int) -> str:
@@ -242,10 +248,8 @@ def _file_bytes(path: Path, name: str) -> bytes:
 
 
 def _peculiar(data: bytes, name: str) -> tuple[str, ...]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            frames = getattr(open_image(data, name), "n_frames", 1)
-        except Exception:  # counting frames reads on; the first one, which counts, was read already
-            return ()
+    try:
+        frames = getattr(open_image(data, name), "n_frames", 1)
+    except Exception:  # counting frames reads on; the first one, which counts, was read already
+        return ()
     return (f"first of {frames} frames",) if frames > 1 else ()

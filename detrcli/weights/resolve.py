@@ -49,7 +49,7 @@ def choose(model: str | None, weights: str | None = None) -> Choice:
         return _named(weights, model)
     if model is None:
         raise UsageError("neither a model nor weights were named", hint="give --model or --weights")
-    wanted = registry.resolve(model)
+    wanted = _resolved(model)
     for run in finished_runs():
         with contextlib.suppress(UsageError, ModelError):  # a run of a plugin that is gone
             found = registry.resolve(run.model)
@@ -63,6 +63,18 @@ def choose(model: str | None, weights: str | None = None) -> Choice:
         hint=f"train them (detr train DATA --model {wanted.name}), convert an official checkpoint "
         "(detr zoo convert FILE), or name a file or Hub repository with --weights",
     )
+
+
+def _resolved(model: str) -> Model:
+    try:
+        return registry.resolve(model)
+    except UsageError:
+        if not Path(model).expanduser().exists():
+            raise
+        raise UsageError(
+            f"{model} holds weights, if anything, and is not the name of a model",
+            hint=f"use --weights {model}",
+        ) from None
 
 
 def is_family(model: str) -> bool:

@@ -440,6 +440,12 @@ def test_weights_beside_an_exported_file_are_refused(tmp_path, weights):
         detrcli.load("model.onnx", weights=weights)
 
 
+def test_an_exported_file_given_as_weights_is_told_its_option():
+    with pytest.raises(UsageError, match="not weights") as told:
+        detrcli.load("detr", weights="model.onnx")
+    assert told.value.hint == "use --model model.onnx"
+
+
 def test_lower_precision_is_chosen_when_exporting(make):
     predictor = detrcli.load(str(make("detr", ".pt2").file))
     with pytest.raises(UsageError, match="float32, as it was exported"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 from detrcli.errors import ImageError, NonFiniteError, UsageError
 from detrcli.predict import run as run_module
 from detrcli.predict.result import Result
+from detrcli.types import Categories
 from tests.spotter import BLUE, RED, Spotter, scatter, scene, spotter
 
 
@@ -91,8 +94,51 @@ def test_what_is_kept_can_be_chosen():
     with pytest.raises(UsageError, match="'red sport'") as caught:  # before anything is looked at
         predictor.predict(scene(), classes=["red sport"])
     assert "red spot" in caught.value.hint
-    with pytest.raises(UsageError, match="batch"):
-        predictor.predict(scene(), batch=0)
+    assert next(predictor.predict(scene(), classes="red spot")).detections[0].name == "red spot"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("batch", 0), ("conf", 30), ("conf", -0.1), ("conf", math.nan), ("top", -1), ("tile", 0), ("tile", -5), ("max_size", 0),
+    ],
+)  # fmt: skip
+def test_a_wrong_option_is_refused_at_once(option, value):
+    with pytest.raises(UsageError, match=f"{option} must be"):
+        spotter().predict(scene(), **{option: value})
+
+
+def test_a_name_means_the_class_written_so_and_all_classes_of_that_name():
+    names = ("Spot", "spot", "spot", "other")
+    predictor = replace(spotter(), categories=Categories((1, 2, 5, 9), names))
+    assert predictor._labels(["Spot"]) == {0}
+    assert predictor._labels("spot") == {1, 2}
+    assert predictor._labels(["SPOT"]) == {0, 1, 2}
+    assert predictor._labels([9, "5"]) == {2, 3}
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+def test_a_buffer_may_be_filled_again_as_soon_as_the_next_frame_is_asked_for(kind):
+    frames = [np.full((40, 60, 3), value, np.uint8) for value in range(60)]
+
+    def camera():
+        buffer = np.empty_like(frames[0])
+        for frame in frames:
+            buffer[:] = frame
+            yield buffer if kind == "array" else torch.from_numpy(buffer).permute(2, 0, 1)
+            buffer[:] = 255
+
+    results = list(spotter().predict(camera()))
+    assert [int(result.pixels.max()) for result in results] == list(range(60))
+
+
+def test_reading_in_threads_leaves_the_callers_warnings_alone(tmp_path):
+    scene().save(tmp_path / "a.png")
+    before = list(warnings.filters)
+    for _ in spotter().predict([tmp_path / "a.png"] * 60):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+    assert list(warnings.filters) == before
 
 
 def test_a_model_without_an_answer_left_says_so():

@@ -99,6 +99,14 @@ def test_a_file_of_ours_is_known_by_its_content_not_by_its_name(tmp_path: Path):
     assert choose(None, str(renamed)).model.name == "detr/tiny"
 
 
+def test_a_file_or_folder_given_as_the_model_is_told_its_option():
+    folder = run("mine", "detr/tiny", "2026-01-01")
+    for place in (folder, folder / "best.safetensors"):
+        with pytest.raises(UsageError) as told:
+            choose(str(place))
+        assert told.value.hint == f"use --weights {place}"
+
+
 def test_a_foreign_file_needs_a_model(tmp_path: Path):
     (tmp_path / "w.pth").write_bytes(b"PK")
     with pytest.raises(UsageError, match="does not say which model"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,10 +63,8 @@ def pictures_in(folder: Path) -> Iterator[Path]:
 def size_of(path: Path) -> tuple[int, int]:
     """Height and width as a viewer shows the picture, from its header; (0, 0) where that cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as picture:
-                return shown_size(picture)
+        with Image.open(path) as picture:
+            return shown_size(picture)
     except Exception:  # a broken picture is reported when it is decoded, with the reason
         return 0, 0
 
