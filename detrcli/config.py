@@ -10,16 +10,20 @@ nested path, which pydantic cannot.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from detrcli.errors import UsageError, unknown
 
 T = TypeVar("T")
+_type_hints: Callable[[Any], dict[str, Any]] = functools.cache(
+    typing.get_type_hints
+)  # slow; plugins are checked at every start
 Plain = Any  # None, bool, int, float, str, list or dict of these
 
 
@@ -136,7 +140,7 @@ def _shallow(value: Any) -> dict[str, Any]:
 
 
 def _field_types(kind: type[Any]) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
+    hints = _type_hints(kind)
     return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
 
 

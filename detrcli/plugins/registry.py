@@ -12,13 +12,25 @@ import functools
 import os
 import re
 import traceback
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, is_dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from detrcli.errors import PluginError, unknown
-from detrcli.plugins.contract import API, Family, Paper, Plugin, Variant
+from detrcli.config import assign, settings
+from detrcli.errors import PluginError, UsageError, unknown
+from detrcli.plugins.contract import (
+    API,
+    Family,
+    Paper,
+    Plugin,
+    Preprocess,
+    Published,
+    Recipe,
+    Variant,
+    Weights,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -137,10 +149,46 @@ def _fault(plugin: Plugin) -> str | None:
                 return f"{name!r} cannot be typed as the name of a model: use letters, digits, - and _"
         if not names or len(set(map(fold, names))) < len(names):
             return f"family {family.name!r} needs variants, each with a name of its own; it has {names}"
-        for variant in family.variants:
-            params: object = variant.params
-            if not isinstance(params, int):
-                return f"{family.name}/{variant.name}: params is {params!r}, not a whole number"
+        faults = (_faulty(variant) for variant in family.variants)
+        if fault := _wrong(family.summary, str, "summary") or next(filter(None, faults), None):
+            return f"family {family.name!r}: {fault}"
+    return _wrong(plugin.paper, Paper, "paper")
+
+
+def _faulty(variant: Variant[Any]) -> str | None:
+    """The first part of a variant that is not what the contract says, in words."""
+    if not is_dataclass(variant.config) or isinstance(variant.config, type):
+        return f"{variant.name}.config is no instance of a dataclass"
+    if not variant.recipes:
+        return f"{variant.name} needs a recipe at least"
+    faults = (_wrong(value, kind, f"{variant.name}.{where}") for where, value, kind in _parts(variant))
+    return next(filter(None, faults), None)
+
+
+def _parts(variant: Variant[Any]) -> Iterator[tuple[str, object, type]]:
+    """The parts of a variant with the kind that the contract says; lazily, so that a tuple is one before it is iterated."""
+    yield "params", variant.params, int
+    yield "num_classes", variant.num_classes, int
+    yield "summary", variant.summary, str
+    yield "preprocess", variant.preprocess, Preprocess
+    if variant.published is not None:
+        yield "published", variant.published, Published
+    for name, kind in (("recipes", Recipe), ("weights", Weights)):
+        items = getattr(variant, name)
+        yield name, items, tuple
+        yield from ((f"{name}[{i}]", item, kind) for i, item in enumerate(items))
+
+
+def _wrong(value: object, kind: type, where: str) -> str | None:
+    """How a part of a declaration differs from the contract, itself or in one of its fields."""
+    if not isinstance(value, kind):
+        wanted = {int: "whole number", str: "text"}.get(kind, kind.__name__)
+        return f"{where} is a {type(value).__name__}, not a {wanted}"
+    if is_dataclass(value):
+        try:
+            assign(value, settings(value), f"{where}.")
+        except UsageError as error:
+            return error.message
     return None
 
 

@@ -34,14 +34,15 @@ def installed(tmp_path, monkeypatch):
 
 GOOD = """
     from dataclasses import dataclass
-    from detrcli.plugins import Family, Paper, Plugin, Recipe, Variant
+    from detrcli.plugins import Family, Paper, Plugin, Published, Recipe, Variant
     @dataclass(frozen=True, kw_only=True)
     class Config: width: int = 1
     recipe = Recipe(epochs=1, batch_size=1, lr_drop=1)
+    paper = Paper(title="", venue="", year=2026, url="")
     def none(*args): raise NotImplementedError
     family = Family(name="{name}", summary="", variants=(Variant(name="v", config=Config(), recipes=(recipe,), params=0),),
                     build_model=none, build_criterion=none, postprocess=none, parts={{}})
-    plugin = Plugin(api={api}, paper=Paper(title="", venue="", year=2026, url=""), families=(family,))
+    plugin = Plugin(api={api}, paper=paper, families=(family,))
 """
 
 
@@ -87,6 +88,17 @@ def test_an_entry_point_that_is_no_plugin_is_broken(installed):
         (GOOD.format(name="x", api=1).replace("recipes=(recipe,), params=0),)", "recipes=(recipe,), params=0),) * 2"), "['v', 'v']"),
         (GOOD.format(name="x", api=1).replace("families=(family,)", "families=None"), "cannot be read: TypeError"),
         (GOOD.format(name="x", api=1).replace('name="v"', "name=3"), "cannot be read: TypeError"),
+        (GOOD.format(name="x", api=1).replace('Paper(title="", venue="", year=2026, url="")', "'mine'"), "paper is a str, not a Paper"),
+        (GOOD.format(name="x", api=1).replace('title=""', "title=None"), "paper.title needs a text"),
+        (GOOD.format(name="x", api=1).replace("config=Config()", "config=dict(width=1)"), "v.config is no instance"),
+        (GOOD.format(name="x", api=1).replace("config=Config()", "config=Config"), "v.config is no instance"),
+        (GOOD.format(name="x", api=1).replace("(recipe,)", "recipe"), "v.recipes is a Recipe, not a tuple"),
+        (GOOD.format(name="x", api=1).replace("(recipe,)", "()"), "v needs a recipe"),
+        (GOOD.format(name="x", api=1).replace("(recipe,)", "('fast',)"), "v.recipes[0] is a str, not a Recipe"),
+        (GOOD.format(name="x", api=1).replace("params=0", "params=0, weights=paper"), "v.weights is a Paper, not a tuple"),
+        (GOOD.format(name="x", api=1).replace("params=0", "params=0, published=(paper,)"), "v.published is a tuple, not a Published"),
+        (GOOD.format(name="x", api=1).replace("params=0", "params=0, published=Published(source='', ap='42')"), "v.published.ap needs"),
+        (GOOD.format(name="x", api=1).replace("params=0", "params=0, preprocess=dict()"), "v.preprocess is a dict"),
     ],
 )  # fmt: skip
 def test_an_odd_declaration_is_broken_and_says_why(installed, code, said):
