@@ -373,6 +373,21 @@ def test_convert_refuses_a_file_of_nothing_we_know(tmp_path: Path, here: Callabl
     assert not (tmp_path / "cut.safetensors").exists()
 
 
+def test_convert_passes_over_plugins_that_fail(tmp_path: Path, desk: Desk):
+    broken = PLUGIN.replace("{extra}", "{}").replace(
+        'name="pet"', 'name="pet", build_model=lambda *_: no_such_name'
+    )
+    install(desk.folder, "pet", broken)
+    desk.env["DETR_PLUGINS"] = "detr,pet"
+    official(tmp_path / "tiny.pth")
+    assert desk.zoo("convert", tmp_path / "tiny.pth", "--json").json["model"] == "detr/tiny"
+    torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "x.pth")
+    told = desk.zoo("convert", tmp_path / "x.pth").error(4)
+    assert "fits none of" in told
+    assert "pet/tiny could not be tried" in told
+    assert "no_such_name" in told
+
+
 def test_verify_notices_another_answer(tmp_path: Path, here: Callable[..., Done]):
     """The same file under a program that computes something else: here, a fingerprint that was tampered with."""
     official(tmp_path / "tiny.pth")
