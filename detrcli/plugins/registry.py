@@ -55,6 +55,11 @@ class Found:
     def version(self) -> str:
         return self.entry_point.dist.version if self.entry_point.dist else "?"
 
+    @property
+    def own(self) -> bool:
+        """Whether it comes with detrcli itself."""
+        return self.distribution == "detrcli"
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -69,6 +74,7 @@ class Broken:
     found: Found
     reason: str
     trace: str = ""
+    families: tuple[str, ...] = ()  # the names it would have given, as far as they are known
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +139,13 @@ def load(found: Found) -> Loaded | Broken:
     if plugin.api != API:
         older = "upgrade the plugin" if plugin.api < API else "upgrade detrcli"
         return Broken(found, f"plugin speaks api {plugin.api}, this detrcli speaks {API}: {older}")
+    names: tuple[str, ...] = ()
     try:
+        names = tuple(str(family.name) for family in plugin.families)
         fault = _fault(plugin)
     except Exception as error:  # fields of other kinds than the contract's
         fault = f"its declaration cannot be read: {type(error).__name__}: {error}"
-    return Broken(found, fault) if fault else Loaded(found, plugin)
+    return Broken(found, fault, families=names) if fault else Loaded(found, plugin)
 
 
 def _fault(plugin: Plugin) -> str | None:
@@ -194,7 +202,8 @@ def _wrong(value: object, kind: type, where: str) -> str | None:
 
 @functools.cache
 def plugins() -> tuple[Loaded | Broken, ...]:
-    """All plugins. A family name declared twice makes every plugin but none the owner: both are broken, and say so."""
+    """All plugins. A family name declared twice makes none of them the owner: they are broken, and say so; only what comes
+    with detrcli itself keeps its names."""
     states = [load(found) for found in find()]
     owners: dict[str, list[Loaded]] = {}
     for state in states:
@@ -209,9 +218,12 @@ def _refuse_duplicates(state: Loaded | Broken, owners: dict[str, list[Loaded]]) 
         return state
     for family in state.plugin.families:
         rivals = owners[fold(family.name)]
-        if len(rivals) > 1:
+        ours = [rival for rival in rivals if rival.found.own]
+        if len(rivals) > 1 and ours != [state]:
             who = " and ".join(f"{r.found.distribution} ({r.found.entry_point.value})" for r in rivals)
-            return Broken(state.found, f"family {family.name!r} is declared twice, by {who}: uninstall one")
+            whom = state.found.distribution if ours else "one"
+            reason = f"family {family.name!r} is declared twice, by {who}: uninstall {whom}"
+            return Broken(state.found, reason, families=tuple(f.name for f in state.plugin.families))
     return state
 
 
@@ -241,7 +253,7 @@ def resolve(name: str) -> Model:
     known = models()
     family = [m for m in known if fold(m.family.name) == fold(family_name)]
     if not family:
-        _explain_broken(family_name)
+        explain_broken(family_name)
         names = list(dict.fromkeys(m.family.name for m in known))
         raise unknown(
             "model", name, [*names, *(m.name for m in known)] if "/" in name else names, see="detr zoo list"
@@ -254,9 +266,10 @@ def resolve(name: str) -> Model:
     raise unknown(f"variant of {family[0].family.name}:", variant_name, (m.variant.name for m in family))
 
 
-def _explain_broken(family_name: str) -> None:
+def explain_broken(family_name: str) -> None:
+    """An error where a broken plugin has this name, or would have given a family of this name."""
     for state in broken():
-        if fold(state.found.name) == fold(family_name):
+        if fold(family_name) in map(fold, (state.found.name, *state.families)):
             raise PluginError(
                 f"plugin {state.found.name!r} of {state.found.distribution} {state.found.version} does not load: {state.reason}",
                 hint=f"reinstall or upgrade {state.found.distribution}, or leave it out with DETR_PLUGINS; DETR_DEBUG=1 shows more",

@@ -183,6 +183,7 @@ def test_a_broken_plugin_is_shown_and_the_others_work(desk: Desk):
     assert "broken plugin hurt" in listed.err
     assert "module_that_is_not_there" in listed.err
     assert "does not load" in desk.zoo("info", "hurt").error(4)
+    assert "does not load" in desk.zoo("list", "hurt").error(4)
 
 
 def test_info_shows_the_page_that_a_plugin_carries(desk: Desk):

@@ -61,8 +61,19 @@ def test_two_owners_of_a_name_are_both_refused(installed):
     reasons = [b.reason for b in registry.broken()]
     assert len(reasons) == 2
     assert all("first" in r and "second" in r for r in reasons)
-    with pytest.raises(UsageError):
-        resolve("twin")
+    with pytest.raises(PluginError, match="declared twice"):
+        resolve("twin/v")
+
+
+def test_a_newcomer_does_not_take_a_name_of_ours(installed):
+    twice = 'families=(family, replace(family, name="sister"))'
+    code = GOOD.format(name="lite-DINO", api=1).replace("families=(family,)", twice)
+    installed("newcomer", code.replace("import dataclass", "import dataclass, replace"))
+    assert [b.found.name for b in registry.broken()] == ["newcomer"]
+    assert resolve("lite_dino").found.distribution == "detrcli"
+    assert resolve("lite_deformable/tiny").found.distribution == "detrcli"
+    with pytest.raises(PluginError, match=r"'lite-DINO' is declared twice.*uninstall newcomer"):
+        resolve("sister")
 
 
 @pytest.mark.parametrize(("api", "advice"), [(0, "upgrade the plugin"), (99, "upgrade detrcli")])
