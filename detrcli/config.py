@@ -103,6 +103,12 @@ def at_least(least: int, config: object, *names: str) -> None:
             in_range(name, value, least)
 
 
+def probabilities(config: object, *names: str) -> None:
+    """`in_range` for fields between 0 and 1."""
+    for name in names:
+        in_range(name, getattr(config, name), 0, 1)
+
+
 def parse_assignments(texts: list[str]) -> dict[str, Plain]:
     """`["lr=1e-4", "name=tiny"]` as a table; values are TOML literals, else plain strings."""
     table: dict[str, Plain] = {}
