@@ -66,7 +66,8 @@ def assign(value: T, changes: Mapping[str, Plain], where: str = "") -> T:
     for key, inner in nested.items():
         current = changed.get(key, getattr(value, key))
         if isinstance(current, Mapping):
-            changed[key] = _convert({**current, **inner}, hints[key], where + key)
+            kept = {name: item for name, item in current.items() if name not in inner}
+            changed[key] = _convert(inner | kept, hints[key], where + key)  # new ones first: first match wins
         elif dataclasses.is_dataclass(current):
             changed[key] = assign(current, inner, f"{where}{key}.")
         else:

@@ -126,6 +126,12 @@ def test_a_pattern_that_is_none_is_refused_by_name():
         assign(recipe, parse_assignments(['lr_factors={"("=0.1}']))
 
 
+def test_patterns_that_are_set_come_before_those_of_the_recipe():
+    recipe = resolve("detr/r50").variant.recipes[0]
+    factors = assign(recipe, parse_assignments(["lr_factors.backbone=0.5"])).lr_factors
+    assert list(factors.items()) == [("backbone", 0.5), (r"^backbone\.", 0.1)]
+
+
 def test_a_near_miss_is_pointed_out():
     with pytest.raises(UsageError) as caught:
         assign(Outer(), {"inner.nmae": "x"})
