@@ -13,13 +13,14 @@ import os
 import re
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from detrcli.config import assign, settings
-from detrcli.errors import PluginError, UsageError, unknown
+from detrcli.errors import DetrError, PluginError, UsageError, unknown
 from detrcli.plugins.contract import (
     API,
     Family,
@@ -35,7 +36,7 @@ from detrcli.plugins.contract import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from detrcli.types import Detections, Output
+    from detrcli.types import Criterion, Detections, Output
 
 GROUP = "detrcli.models"
 
@@ -106,7 +107,29 @@ class Model:
 
     def build(self, num_classes: int | None = None) -> nn.Module:
         """An untrained network; by default with as many classes as the variant was published with."""
-        return self.family.build_model(self.config, num_classes or self.variant.num_classes)
+        with self._named():
+            return self.family.build_model(self.config, num_classes or self.variant.num_classes)
+
+    def criterion(self, num_classes: int) -> Criterion:
+        """The loss of the family, for so many classes."""
+        with self._named():
+            return self.family.build_criterion(self.config, num_classes)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Names the plugin where one that is not ours fails in its own way."""
+        try:
+            yield
+        except DetrError:
+            raise
+        except Exception as error:
+            if self.found.own:
+                raise
+            who = f"{self.family.name} of {self.found.distribution} {self.found.version}"
+            raise PluginError(
+                f"{who} failed: {type(error).__name__}: {error}",
+                hint=f"report it to {self.found.distribution} with the output of the same command after DETR_DEBUG=1",
+            ) from error
 
     def postprocess(self, output: Output, sizes: Tensor) -> list[Detections]:
         """Detections in the pixels of pictures of the given sizes, (B, 2) height and width."""

@@ -291,7 +291,7 @@ def _thrift(net: nn.Module, plan: Plan, model: Model) -> list[str]:
 def _trainer(plan: Plan, model: Model, net: nn.Module, categories: Categories, device: str) -> Trainer:
     learner = Learner(
         net,
-        model.family.build_criterion(plan.config, len(categories)),
+        model.criterion(len(categories)),
         dtype=DTYPES[plan.amp],
         takes_targets=model.family.takes_targets,
     )

@@ -82,6 +82,13 @@ def test_another_api_says_what_to_upgrade(installed, api, advice):
     assert advice in registry.broken()[0].reason
 
 
+def test_a_plugin_that_fails_while_building_is_named(installed):
+    installed("frail", GOOD.format(name="mine", api=1))
+    for build in (resolve("mine").build, lambda: resolve("mine").criterion(3)):
+        with pytest.raises(PluginError, match=r"mine of frail 1\.0 failed: NotImplementedError"):
+            build()
+
+
 def test_an_entry_point_that_is_no_plugin_is_broken(installed):
     installed("odd", "plugin = 3")
     assert "is a int" in registry.broken()[0].reason
