@@ -127,6 +127,17 @@ def test_pull_path_verify_and_rm_in_a_row(desk: Desk, content: bytes):
     assert not path.exists()
 
 
+def test_rm_takes_a_link_away_and_leaves_what_it_leads_to(desk: Desk, tmp_path: Path):
+    kept = tmp_path / "shared" / "kept"
+    kept.mkdir(parents=True)
+    link = Path(desk.env["HF_HOME"]) / "hub" / "models--owner--tiny"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(kept.parent)
+    assert desk.zoo("rm", REPO, "--yes", "--json").json["deleted"] == [str(link)]
+    assert kept.is_dir()
+    assert not link.is_symlink()
+
+
 def test_a_download_shows_its_progress_on_a_terminal_and_only_there(desk: Desk, content: bytes):
     desk.declare()
     desk.hub.add(REPO, {"model.safetensors": content})
