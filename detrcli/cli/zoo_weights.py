@@ -112,15 +112,14 @@ def verify(
     for choice in choices:
         try:
             found = check(choice)
-        except DetrError as error:
-            rows.append(
-                {
-                    "model": choice.model.name,
-                    "weights": str(choice.source),
-                    "ok": False,
-                    "error": error.message,
-                }
+        except (DetrError, OSError) as error:
+            why = (
+                error.message
+                if isinstance(error, DetrError)
+                else f"cannot read it: {error.strerror or error}"
             )
+            facts = {"model": choice.model.name, "weights": str(choice.source)}
+            rows.append(facts | {"ok": False, "error": why})
             continue
         facts = {"hash": found.hash_from, "fingerprint": found.fingerprint_from, "sha256": found.sha256}
         rows.append({"model": found.model, "weights": str(found.path), "ok": True, "error": None} | facts)

@@ -28,6 +28,7 @@ from detrcli.weights import keymap
 from detrcli.weights.file import load, save
 from detrcli.weights.metadata import Metadata
 from tests.cli.run import Done, detr
+from tests.tiny import write_run
 from tests.weights.hub_server import Fault, Hub, serving
 
 REPO = "owner/tiny"
@@ -415,6 +416,17 @@ def test_verify_notices_another_answer(tmp_path: Path, here: Callable[..., Done]
         Metadata(model=said.model, num_classes=said.num_classes, config=said.config, made=made),
     )
     assert "gives other answers" in here("verify", tmp_path / "t.safetensors").error(5)
+
+
+def test_verify_tells_a_run_that_cannot_be_read_and_goes_on(here: Callable[..., Done]):
+    good, bad = runs.root("train") / "good", runs.root("train") / "bad"
+    write_run(good)
+    write_run(bad, "deformable_detr/tiny")
+    (bad / "best.safetensors").unlink()
+    (bad / "best.safetensors").symlink_to("/proc/self/mem")  # a file that nobody can read, not even root
+    done = here("verify")
+    assert "1 of 2 weights failed: cannot read it: Input/output error" in done.error(5)
+    assert "ok" in done.out
 
 
 def test_trained_weights_are_shown_before_others(desk: Desk, content: bytes):
