@@ -157,7 +157,12 @@ def convert(
     if to is not None and model is not None:
         raise UsageError("--to takes the model from the file", hint="leave --model out")
     suffix = ".safetensors" if to is None else ".pth" if to == "official" else f".{to}.safetensors"
-    target = out or source.with_name(source.name.partition(".")[0] + suffix)
+    stem = source.name.partition(".")[0]
+    target = out or source.with_name(stem + suffix)
+    if out is None and target == source:
+        target = source.with_name(f"{stem}.detrcli{suffix}")
+    if target.exists() and source.exists() and target.samefile(source):
+        raise UsageError(f"{target} is the file to convert", hint="choose another --out")
     if target.exists() and not overwrite:
         raise UsageError(f"{target} exists", hint="choose another --out, or --overwrite")
     done = converting.to_layout(source, target, to) if to else converting.to_native(source, target, model)

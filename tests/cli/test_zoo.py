@@ -429,6 +429,17 @@ def test_verify_tells_a_run_that_cannot_be_read_and_goes_on(here: Callable[..., 
     assert "ok" in done.out
 
 
+def test_convert_never_writes_over_its_source(tmp_path: Path, here: Callable[..., Done]):
+    source = tmp_path / "model.safetensors"
+    save_file(detrcli.create_model("detr/tiny").state_dict(), source)
+    before = source.read_bytes()
+    said = here("convert", source, "-m", "detr/tiny", "-o", source, "--overwrite").error(2)
+    assert "is the file to convert" in said
+    made = here("convert", source, "-m", "detr/tiny", "--json").json["path"]
+    assert made == str(tmp_path / "model.detrcli.safetensors")
+    assert source.read_bytes() == before
+
+
 def test_trained_weights_are_shown_before_others(desk: Desk, content: bytes):
     desk.declare()
     folder = runs.root("train") / "pet-shapes-1"
