@@ -10,16 +10,20 @@ nested path, which pydantic cannot.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from detrcli.errors import UsageError, unknown
 
 T = TypeVar("T")
+_type_hints: Callable[[Any], dict[str, Any]] = functools.cache(
+    typing.get_type_hints
+)  # slow; plugins are checked at every start
 Plain = Any  # None, bool, int, float, str, list or dict of these
 
 
@@ -62,7 +66,8 @@ def assign(value: T, changes: Mapping[str, Plain], where: str = "") -> T:
     for key, inner in nested.items():
         current = changed.get(key, getattr(value, key))
         if isinstance(current, Mapping):
-            changed[key] = _convert({**current, **inner}, hints[key], where + key)
+            kept = {name: item for name, item in current.items() if name not in inner}
+            changed[key] = _convert(inner | kept, hints[key], where + key)  # new ones first: first match wins
         elif dataclasses.is_dataclass(current):
             changed[key] = assign(current, inner, f"{where}{key}.")
         else:
@@ -97,6 +102,12 @@ def at_least(least: int, config: object, *names: str) -> None:
         value = getattr(config, name)
         if value is not None:
             in_range(name, value, least)
+
+
+def probabilities(config: object, *names: str) -> None:
+    """`in_range` for fields between 0 and 1."""
+    for name in names:
+        in_range(name, getattr(config, name), 0, 1)
 
 
 def parse_assignments(texts: list[str]) -> dict[str, Plain]:
@@ -136,7 +147,7 @@ def _shallow(value: Any) -> dict[str, Any]:
 
 
 def _field_types(kind: type[Any]) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
+    hints = _type_hints(kind)
     return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
 
 

@@ -95,5 +95,7 @@ def main() -> None:
 
 
 def _unexpected(error: Exception) -> DetrError:
-    hint = "this is a defect of detrcli: please report it with the output of the same command with --debug"
+    hint = (
+        "this is a defect of detrcli: please report it with the output of the same command after DETR_DEBUG=1"
+    )
     return DetrError(f"{type(error).__name__}: {error}", hint=hint)

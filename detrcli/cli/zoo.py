@@ -49,10 +49,12 @@ def list_models(
     from detrcli.errors import unknown
     from detrcli.models import list_models as names_like
     from detrcli.plugins import broken, models
+    from detrcli.plugins.registry import explain_broken
     from detrcli.weights.resolve import finished_runs
 
     names = names_like(pattern)
     if not names and pattern != "*":
+        explain_broken(pattern.partition("/")[0])
         known = list(dict.fromkeys(m.family.name for m in models()))
         raise unknown("model", pattern, known, see="detr zoo list")
     runs = finished_runs()

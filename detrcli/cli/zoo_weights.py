@@ -112,15 +112,14 @@ def verify(
     for choice in choices:
         try:
             found = check(choice)
-        except DetrError as error:
-            rows.append(
-                {
-                    "model": choice.model.name,
-                    "weights": str(choice.source),
-                    "ok": False,
-                    "error": error.message,
-                }
+        except (DetrError, OSError) as error:
+            why = (
+                error.message
+                if isinstance(error, DetrError)
+                else f"cannot read it: {error.strerror or error}"
             )
+            facts = {"model": choice.model.name, "weights": str(choice.source)}
+            rows.append(facts | {"ok": False, "error": why})
             continue
         facts = {"hash": found.hash_from, "fingerprint": found.fingerprint_from, "sha256": found.sha256}
         rows.append({"model": found.model, "weights": str(found.path), "ok": True, "error": None} | facts)
@@ -158,7 +157,12 @@ def convert(
     if to is not None and model is not None:
         raise UsageError("--to takes the model from the file", hint="leave --model out")
     suffix = ".safetensors" if to is None else ".pth" if to == "official" else f".{to}.safetensors"
-    target = out or source.with_name(source.name.partition(".")[0] + suffix)
+    stem = source.name.partition(".")[0]
+    target = out or source.with_name(stem + suffix)
+    if out is None and target == source:
+        target = source.with_name(f"{stem}.detrcli{suffix}")
+    if target.exists() and source.exists() and target.samefile(source):
+        raise UsageError(f"{target} is the file to convert", hint="choose another --out")
     if target.exists() and not overwrite:
         raise UsageError(f"{target} exists", hint="choose another --out, or --overwrite")
     done = converting.to_layout(source, target, to) if to else converting.to_native(source, target, model)

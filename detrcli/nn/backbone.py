@@ -24,6 +24,7 @@ class Backbone(nn.Module):
         maps = self.body.feature_info.get_dicts(keys=["num_chs", "reduction"])
         self.channels = tuple(m["num_chs"] for m in maps)
         self.strides = tuple(m["reduction"] for m in maps)
+        _check_frozen(config, self.body)
         for name, parameter in self.body.named_parameters():
             parameter.requires_grad_(not name.startswith(config.frozen))
 
@@ -47,6 +48,19 @@ class Backbone(nn.Module):
                 "--set model.backbone.pretrained=none",
             ) from error
         self.body.load_state_dict(donor.state_dict(), strict=False)
+
+
+def _check_frozen(config: BackboneConfig, body: nn.Module) -> None:
+    """Refuse a prefix that freezes nothing; but the default ones, which are of ResNets, may stay where only the name was changed."""
+    if config.frozen == BackboneConfig().frozen:
+        return
+    names = [name for name, _ in (*body.named_modules(), *body.named_parameters())]
+    for prefix in config.frozen:
+        if not any(name.startswith(prefix) for name in names):
+            raise UsageError(
+                f"model.backbone.frozen: {config.name} has no {prefix!r}",
+                hint=f"choose among {', '.join(name for name, _ in body.named_children())} and their parts",
+            )
 
 
 def resize_mask(mask: Tensor, features: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from detrcli.config import probabilities
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneConfig:
@@ -17,6 +19,13 @@ class BackboneConfig:
     frozen: tuple[str, ...] = ("conv1", "layer1")  # module prefixes that are never trained
     drop_path: float = 0.0  # stochastic depth of the last block while training; earlier blocks have less
     pretrained: str | None = "resnet50.tv_in1k"  # the timm weights that training from scratch starts from
+
+    def __post_init__(self) -> None:
+        probabilities(self, "drop_path")
+        if not self.levels or list(self.levels) != sorted(set(self.levels)):
+            raise ValueError(
+                f"levels must be one or more that rise, such as [3, 4, 5], not {list(self.levels)}"
+            )
 
     @property
     def starts_from(self) -> str | None:

@@ -115,6 +115,10 @@ class Recipe:
             in_range(name, getattr(self, name), 0)
         for pattern, factor in self.lr_factors.items():
             in_range(f"lr_factors.{pattern}", factor, 0)
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"lr_factors: {pattern!r} is no regular expression: {error}") from error
         for epoch in self.drops:
             in_range("lr_drop", epoch, 1)
         if not self.clip_norm > 0:

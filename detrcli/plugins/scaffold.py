@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from datetime import date
 from importlib.resources import files
@@ -29,10 +30,15 @@ def scaffold(name: str, folder: Path, title: str | None = None) -> tuple[str, li
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not empty", hint="choose another place with --out")
     values = _values(family, title)
+    if keyword.iskeyword(values["cls"]) or values["cls"] in _imported():
+        raise UsageError(
+            f"{name!r} cannot be a model's name: its class {values['cls']} would hide another",
+            hint="add a word: sparse-detr",
+        )
     return family, [_write(folder / path, source, values) for path, source in _layout(family).items()]
 
 
-def _values(family: str, title: str | None) -> dict[str, object]:
+def _values(family: str, title: str | None) -> dict[str, str]:
     words = family.split("_")
     return {
         "family": family,
@@ -40,11 +46,18 @@ def _values(family: str, title: str | None) -> dict[str, object]:
         "distribution": f"detrcli-{family.replace('_', '-')}",
         "cls": "".join(word.capitalize() for word in words),
         "title": _plain(title) if title else " ".join(word.capitalize() for word in words),
-        "year": date.today().year,
-        "api": API,
+        "year": f"{date.today().year}",
+        "api": f"{API}",
         "base_params": f"{BASE_PARAMS:_}",
         "tiny_params": f"{TINY_PARAMS:_}",
     }
+
+
+def _imported() -> set[str]:
+    """What the templates import, which a class of the same name would hide."""
+    texts = (_template(f"{name}.py.txt") for name in ("config", "model", "plugin"))
+    lines = (line.partition(" import ")[2] for text in texts for line in text.splitlines())
+    return {name for line in lines for name in re.findall(r"\w+", line)}
 
 
 def _plain(title: str) -> str:
@@ -71,8 +84,12 @@ def _layout(family: str) -> dict[str, str]:
     }
 
 
-def _write(path: Path, source: str, values: dict[str, object]) -> Path:
-    text = (files("detrcli.plugins") / "template" / source).read_text(encoding="utf-8") if source else ""
+def _template(source: str) -> str:
+    return (files("detrcli.plugins") / "template" / source).read_text(encoding="utf-8")
+
+
+def _write(path: Path, source: str, values: dict[str, str]) -> Path:
+    text = _template(source) if source else ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(Template(text).substitute(values), encoding="utf-8")

@@ -54,5 +54,5 @@ def the_loss_falls(model: Model) -> None:
 def _loss(model: Model, module: nn.Module, targets: list[Target]) -> Tensor:
     images, mask = pictures()
     extra = (targets,) if model.family.takes_targets else ()
-    criterion = model.family.build_criterion(model.config, CLASSES)
+    criterion = model.criterion(CLASSES)
     return criterion(module(images, mask, *extra), targets).total

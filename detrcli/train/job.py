@@ -29,7 +29,7 @@ from detrcli.train.ema import Average
 from detrcli.train.guard import Ways
 from detrcli.train.learner import DTYPES, Learner, Shared
 from detrcli.train.loop import Trainer
-from detrcli.train.optim import build_optimizer
+from detrcli.train.optim import build_optimizer, check_patterns
 from detrcli.train.plan import Plan
 from detrcli.train.record import Record
 from detrcli.train.thrift import freeze, recompute
@@ -119,6 +119,7 @@ def assemble(plan: Plan, *, fresh: bool = True) -> Job:
     dataset, val = _data(plan, model)
     torch.manual_seed(plan.seed)
     net = model.build(len(dataset.categories))
+    check_patterns(net, plan.recipe, model.variant.recipes)
     notes = [
         *machine_notes,
         *_about_data(plan, dataset, val),
@@ -290,7 +291,7 @@ def _thrift(net: nn.Module, plan: Plan, model: Model) -> list[str]:
 def _trainer(plan: Plan, model: Model, net: nn.Module, categories: Categories, device: str) -> Trainer:
     learner = Learner(
         net,
-        model.family.build_criterion(plan.config, len(categories)),
+        model.criterion(len(categories)),
         dtype=DTYPES[plan.amp],
         takes_targets=model.family.takes_targets,
     )

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 
+from detrcli.errors import UsageError
 from detrcli.plugins.contract import Recipe
 
 
@@ -27,6 +28,17 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]
 def factor_of(name: str, factors: Mapping[str, float]) -> float:
     """The factor of the first pattern found in a parameter's name, else 1."""
     return next((factor for pattern, factor in factors.items() if re.search(pattern, name)), 1.0)
+
+
+def check_patterns(model: nn.Module, recipe: Recipe, declared: Iterable[Recipe]) -> None:
+    """Refuse a pattern without effect that the user set; those declared with a model may mean parameters that a setting removed."""
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in recipe.lr_factors.keys() - {p for other in declared for p in other.lr_factors}:
+        if not any(re.search(pattern, name) for name in names):
+            raise UsageError(
+                f"recipe.lr_factors: no parameter's name has {pattern!r} in it",
+                hint=f"a pattern of parameter names, such as {names[0]}",
+            )
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:

@@ -125,12 +125,14 @@ def _only_fit(tensors: dict[str, Tensor], source: Path, candidates: Sequence[Mod
     """The one candidate whose tensors the file holds; several that do not differ in their tensors must be told apart by name."""
     if len(candidates) == 1:
         return candidates[0]
-    fits = [model for model in candidates if _fits(tensors, model)]
+    failed: dict[str, str] = {}
+    fits = [model for model in candidates if _fits(tensors, model, failed)]
     if len(fits) == 1:
         return fits[0]
     if not fits:
         raise CheckpointError(
-            f"{source} fits none of {len(candidates)} models",
+            f"{source} fits none of {len(candidates)} models"
+            + "".join(f"; {name} could not be tried: {why}" for name, why in failed.items()),
             hint="name the one it should be: --model FAMILY/VARIANT",
         )
     raise UsageError(
@@ -139,8 +141,13 @@ def _only_fit(tensors: dict[str, Tensor], source: Path, candidates: Sequence[Mod
     )
 
 
-def _fits(tensors: dict[str, Tensor], model: Model) -> bool:
-    with torch.device("meta"):
-        blank: nn.Module = model.build()
-    report = fit(tensors, model.family, model.config, blank)
+def _fits(tensors: dict[str, Tensor], model: Model, failed: dict[str, str]) -> bool:
+    """Whether the file is of this model; one that cannot be tried goes into `failed`, for it may be of no concern to the file."""
+    try:
+        with torch.device("meta"):
+            blank: nn.Module = model.build()
+        report = fit(tensors, model.family, model.config, blank)
+    except Exception as error:  # a plugin's code may fail in any way
+        failed[model.name] = f"{type(error).__name__}: {error}"
+        return False
     return report.layout != NATIVE and not report.missing and not report.unexpected and report.only_rows

@@ -158,7 +158,10 @@ def forget(repo: str) -> list[Path]:
     folders = [_cache_of(repo), ledger.folder(repo)]
     try:
         for folder in (present := [f for f in folders if f.is_dir()]):
-            shutil.rmtree(folder)
+            if folder.is_symlink():  # to a folder that may be others' too
+                folder.unlink()
+            else:
+                shutil.rmtree(folder)
     except OSError as error:
         raise HubError(f"cannot delete {error.filename}: {error.strerror}") from error
     return present

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from detrcli.cli import app as shell
 from detrcli.version import __version__
 from tests.cli.run import detr
 
@@ -107,6 +108,14 @@ def test_errors_are_json_too(tmp_path):
     error = json.loads(done.out)["error"]
     assert error["kind"] == "usage"
     assert "detr" in error["hint"]
+
+
+def test_what_nobody_foresaw_says_what_to_type(monkeypatch, capsys):
+    monkeypatch.setattr(shell, "app", lambda: 1 / 0)
+    with pytest.raises(SystemExit):
+        shell.main()
+    assert "ZeroDivisionError" in (told := capsys.readouterr().err)
+    assert "the same command after DETR_DEBUG=1" in told
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -28,6 +28,7 @@ from detrcli.weights import keymap
 from detrcli.weights.file import load, save
 from detrcli.weights.metadata import Metadata
 from tests.cli.run import Done, detr
+from tests.tiny import write_run
 from tests.weights.hub_server import Fault, Hub, serving
 
 REPO = "owner/tiny"
@@ -127,6 +128,17 @@ def test_pull_path_verify_and_rm_in_a_row(desk: Desk, content: bytes):
     assert not path.exists()
 
 
+def test_rm_takes_a_link_away_and_leaves_what_it_leads_to(desk: Desk, tmp_path: Path):
+    kept = tmp_path / "shared" / "kept"
+    kept.mkdir(parents=True)
+    link = Path(desk.env["HF_HOME"]) / "hub" / "models--owner--tiny"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(kept.parent)
+    assert desk.zoo("rm", REPO, "--yes", "--json").json["deleted"] == [str(link)]
+    assert kept.is_dir()
+    assert not link.is_symlink()
+
+
 def test_a_download_shows_its_progress_on_a_terminal_and_only_there(desk: Desk, content: bytes):
     desk.declare()
     desk.hub.add(REPO, {"model.safetensors": content})
@@ -183,6 +195,7 @@ def test_a_broken_plugin_is_shown_and_the_others_work(desk: Desk):
     assert "broken plugin hurt" in listed.err
     assert "module_that_is_not_there" in listed.err
     assert "does not load" in desk.zoo("info", "hurt").error(4)
+    assert "does not load" in desk.zoo("list", "hurt").error(4)
 
 
 def test_info_shows_the_page_that_a_plugin_carries(desk: Desk):
@@ -373,6 +386,21 @@ def test_convert_refuses_a_file_of_nothing_we_know(tmp_path: Path, here: Callabl
     assert not (tmp_path / "cut.safetensors").exists()
 
 
+def test_convert_passes_over_plugins_that_fail(tmp_path: Path, desk: Desk):
+    broken = PLUGIN.replace("{extra}", "{}").replace(
+        'name="pet"', 'name="pet", build_model=lambda *_: no_such_name'
+    )
+    install(desk.folder, "pet", broken)
+    desk.env["DETR_PLUGINS"] = "detr,pet"
+    official(tmp_path / "tiny.pth")
+    assert desk.zoo("convert", tmp_path / "tiny.pth", "--json").json["model"] == "detr/tiny"
+    torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "x.pth")
+    told = desk.zoo("convert", tmp_path / "x.pth").error(4)
+    assert "fits none of" in told
+    assert "pet/tiny could not be tried" in told
+    assert "no_such_name" in told
+
+
 def test_verify_notices_another_answer(tmp_path: Path, here: Callable[..., Done]):
     """The same file under a program that computes something else: here, a fingerprint that was tampered with."""
     official(tmp_path / "tiny.pth")
@@ -388,6 +416,28 @@ def test_verify_notices_another_answer(tmp_path: Path, here: Callable[..., Done]
         Metadata(model=said.model, num_classes=said.num_classes, config=said.config, made=made),
     )
     assert "gives other answers" in here("verify", tmp_path / "t.safetensors").error(5)
+
+
+def test_verify_tells_a_run_that_cannot_be_read_and_goes_on(here: Callable[..., Done]):
+    good, bad = runs.root("train") / "good", runs.root("train") / "bad"
+    write_run(good)
+    write_run(bad, "deformable_detr/tiny")
+    (bad / "best.safetensors").unlink()
+    (bad / "best.safetensors").symlink_to("/proc/self/mem")  # a file that nobody can read, not even root
+    done = here("verify")
+    assert "1 of 2 weights failed: cannot read it: Input/output error" in done.error(5)
+    assert "ok" in done.out
+
+
+def test_convert_never_writes_over_its_source(tmp_path: Path, here: Callable[..., Done]):
+    source = tmp_path / "model.safetensors"
+    save_file(detrcli.create_model("detr/tiny").state_dict(), source)
+    before = source.read_bytes()
+    said = here("convert", source, "-m", "detr/tiny", "-o", source, "--overwrite").error(2)
+    assert "is the file to convert" in said
+    made = here("convert", source, "-m", "detr/tiny", "--json").json["path"]
+    assert made == str(tmp_path / "model.detrcli.safetensors")
+    assert source.read_bytes() == before
 
 
 def test_trained_weights_are_shown_before_others(desk: Desk, content: bytes):

@@ -67,6 +67,16 @@ def test_quiet_says_the_result_and_nothing_else(place):
     ("words", "says", "hints"),
     [
         (("--freeze", "decodr"), "no such part or parameter", "did you mean 'decoder'? parts: backbone,"),
+        (
+            ("--set", "recipe.lr_factors.backbnoe=0.5"),
+            "recipe.lr_factors: no parameter's name has 'backbnoe' in it",
+            "such as backbone.",
+        ),
+        (
+            ("--set", "model.backbone.frozen=['nothing']"),
+            "model.backbone.frozen: test_resnet has no 'nothing'",
+            "conv1, ",
+        ),
         (("--lr", "2", "--set", "recipe.lr=1"), "lr is to be 2.0, and recipe.lr 1", "leave one of them out"),
         (
             ("--epochs", "3", "--set", "recipe.epochs=4"),

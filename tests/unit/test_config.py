@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from detrcli.config import assign, from_plain, parse_assignments, settings, to_plain
 from detrcli.errors import UsageError
+from detrcli.plugins import resolve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,40 @@ def test_texts_become_values_of_the_declared_type(text, path, value):
 def test_what_means_nothing_is_refused_by_name(text, message):
     with pytest.raises(UsageError, match=message):
         assign(Outer(), parse_assignments([text]))
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "message"),
+    [
+        ("detr", "dropout=1.5", "dropout must be at most 1"),
+        ("deformable_detr", "dropout=nan", "dropout must be at least 0"),
+        ("d2etr", "fuse_drop_path=-0.1", "fuse_drop_path must be at least 0"),
+        ("d2etr", "iou_weight=-1", "iou_weight must be at least 0"),
+        ("dino", "dropout=2", "dropout must be at most 1"),
+        ("lite_dino", "host.dropout=2", r"host\.dropout must be at most 1"),
+        ("dynamic_detr", "giou_weight=nan", "giou_weight must be at least 0"),
+        ("detr", "no_object=-1", "no_object must be at least 0"),
+        ("detr", "width=66 & heads=2", r"width \(66\) must be a multiple of 4"),
+        ("detr", "backbone.drop_path=1.5", r"backbone\.drop_path must be at most 1"),
+        ("detr", "backbone.levels=[]", r"backbone\.levels must be one or more that rise"),
+        ("detr", "backbone.levels=[5, 3]", r"backbone\.levels must be one or more that rise"),
+    ],
+)
+def test_settings_of_models_have_bounds_that_name_them(model, text, message):
+    with pytest.raises(UsageError, match=message):
+        assign(resolve(model).config, parse_assignments(text.split(" & ")))
+
+
+def test_a_pattern_that_is_none_is_refused_by_name():
+    recipe = resolve("detr").variant.recipes[0]
+    with pytest.raises(UsageError, match=r"lr_factors: '\(' is no regular expression"):
+        assign(recipe, parse_assignments(['lr_factors={"("=0.1}']))
+
+
+def test_patterns_that_are_set_come_before_those_of_the_recipe():
+    recipe = resolve("detr/r50").variant.recipes[0]
+    factors = assign(recipe, parse_assignments(["lr_factors.backbone=0.5"])).lr_factors
+    assert list(factors.items()) == [("backbone", 0.5), (r"^backbone\.", 0.1)]
 
 
 def test_a_near_miss_is_pointed_out():

@@ -34,14 +34,15 @@ def installed(tmp_path, monkeypatch):
 
 GOOD = """
     from dataclasses import dataclass
-    from detrcli.plugins import Family, Paper, Plugin, Recipe, Variant
+    from detrcli.plugins import Family, Paper, Plugin, Published, Recipe, Variant
     @dataclass(frozen=True, kw_only=True)
     class Config: width: int = 1
     recipe = Recipe(epochs=1, batch_size=1, lr_drop=1)
+    paper = Paper(title="", venue="", year=2026, url="")
     def none(*args): raise NotImplementedError
     family = Family(name="{name}", summary="", variants=(Variant(name="v", config=Config(), recipes=(recipe,), params=0),),
                     build_model=none, build_criterion=none, postprocess=none, parts={{}})
-    plugin = Plugin(api={api}, paper=Paper(title="", venue="", year=2026, url=""), families=(family,))
+    plugin = Plugin(api={api}, paper=paper, families=(family,))
 """
 
 
@@ -60,14 +61,32 @@ def test_two_owners_of_a_name_are_both_refused(installed):
     reasons = [b.reason for b in registry.broken()]
     assert len(reasons) == 2
     assert all("first" in r and "second" in r for r in reasons)
-    with pytest.raises(UsageError):
-        resolve("twin")
+    with pytest.raises(PluginError, match="declared twice"):
+        resolve("twin/v")
+
+
+def test_a_newcomer_does_not_take_a_name_of_ours(installed):
+    twice = 'families=(family, replace(family, name="sister"))'
+    code = GOOD.format(name="lite-DINO", api=1).replace("families=(family,)", twice)
+    installed("newcomer", code.replace("import dataclass", "import dataclass, replace"))
+    assert [b.found.name for b in registry.broken()] == ["newcomer"]
+    assert resolve("lite_dino").found.distribution == "detrcli"
+    assert resolve("lite_deformable/tiny").found.distribution == "detrcli"
+    with pytest.raises(PluginError, match=r"'lite-DINO' is declared twice.*uninstall newcomer"):
+        resolve("sister")
 
 
 @pytest.mark.parametrize(("api", "advice"), [(0, "upgrade the plugin"), (99, "upgrade detrcli")])
 def test_another_api_says_what_to_upgrade(installed, api, advice):
     installed("other", GOOD.format(name="other", api=api))
     assert advice in registry.broken()[0].reason
+
+
+def test_a_plugin_that_fails_while_building_is_named(installed):
+    installed("frail", GOOD.format(name="mine", api=1))
+    for build in (resolve("mine").build, lambda: resolve("mine").criterion(3)):
+        with pytest.raises(PluginError, match=r"mine of frail 1\.0 failed: NotImplementedError"):
+            build()
 
 
 def test_an_entry_point_that_is_no_plugin_is_broken(installed):
@@ -87,6 +106,17 @@ def test_an_entry_point_that_is_no_plugin_is_broken(installed):
         (GOOD.format(name="x", api=1).replace("recipes=(recipe,), params=0),)", "recipes=(recipe,), params=0),) * 2"), "['v', 'v']"),
         (GOOD.format(name="x", api=1).replace("families=(family,)", "families=None"), "cannot be read: TypeError"),
         (GOOD.format(name="x", api=1).replace('name="v"', "name=3"), "cannot be read: TypeError"),
+        (GOOD.format(name="x", api=1).replace('Paper(title="", venue="", year=2026, url="")', "'mine'"), "paper is a str, not a Paper"),
+        (GOOD.format(name="x", api=1).replace('title=""', "title=None"), "paper.title needs a text"),
+        (GOOD.format(name="x", api=1).replace("config=Config()", "config=dict(width=1)"), "v.config is no instance"),
+        (GOOD.format(name="x", api=1).replace("config=Config()", "config=Config"), "v.config is no instance"),
+        (GOOD.format(name="x", api=1).replace("(recipe,)", "recipe"), "v.recipes is a Recipe, not a tuple"),
+        (GOOD.format(name="x", api=1).replace("(recipe,)", "()"), "v needs a recipe"),
+        (GOOD.format(name="x", api=1).replace("(recipe,)", "('fast',)"), "v.recipes[0] is a str, not a Recipe"),
+        (GOOD.format(name="x", api=1).replace("params=0", "params=0, weights=paper"), "v.weights is a Paper, not a tuple"),
+        (GOOD.format(name="x", api=1).replace("params=0", "params=0, published=(paper,)"), "v.published is a tuple, not a Published"),
+        (GOOD.format(name="x", api=1).replace("params=0", "params=0, published=Published(source='', ap='42')"), "v.published.ap needs"),
+        (GOOD.format(name="x", api=1).replace("params=0", "params=0, preprocess=dict()"), "v.preprocess is a dict"),
     ],
 )  # fmt: skip
 def test_an_odd_declaration_is_broken_and_says_why(installed, code, said):

@@ -44,6 +44,13 @@ def test_names_that_cannot_be_typed_are_refused(tmp_path: Path, name: str):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("name", ["none", "true", "backbone", "output", "tensor", "variant"])
+def test_names_whose_class_would_hide_another_are_refused(tmp_path: Path, name: str):
+    with pytest.raises(UsageError, match="would hide another"):
+        scaffold(name, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_names_that_are_taken_are_refused(tmp_path: Path):
     with pytest.raises(UsageError, match="installed already"):
         scaffold("DETR", tmp_path / "new")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from detrcli.config import at_least
+from detrcli.config import at_least, probabilities
 from detrcli.plugins.backbones import BackboneConfig
 
 
@@ -92,9 +92,11 @@ class D2etrConfig:
     token_dice_weight: float = 2.0
 
     def __post_init__(self) -> None:
-        at_least(0, self, "fuse_blocks")
+        at_least(0, self, "fuse_blocks", "class_power", "alpha", "beta")
+        at_least(0, self, "iou_weight", "centerness_weight", "token_focal_weight", "token_dice_weight")
         at_least(1, self, "width", "heads", "fuse_ffn", "pool")
         at_least(1, self, "decoder_layers", "points", "ffn", "num_queries")
+        probabilities(self, "dropout", "fuse_drop_path")
         if self.width % self.heads:
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
         if self.width % 4:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from detrcli.config import at_least
+from detrcli.config import at_least, probabilities
 from detrcli.plugins.backbones import BackboneConfig
 
 
@@ -29,6 +29,7 @@ class DeformableDetrConfig:
         at_least(0, self, "encoder_layers")
         at_least(1, self, "levels", "points", "width", "heads", "ffn")
         at_least(1, self, "decoder_layers", "num_queries", "proposal_channels")
+        probabilities(self, "dropout")
         if self.width % self.heads:
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
         if self.width % 32:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from detrcli.config import at_least
+from detrcli.config import at_least, probabilities
 from detrcli.plugins.backbones import BackboneConfig
 
 
@@ -21,7 +21,10 @@ class DetrConfig:
     no_object: float = 0.1  # weight of "no object" in the class loss
 
     def __post_init__(self) -> None:
-        at_least(0, self, "encoder_layers")
+        at_least(0, self, "encoder_layers", "no_object")
         at_least(1, self, "width", "heads", "ffn", "decoder_layers", "num_queries")
+        probabilities(self, "dropout")
         if self.width % self.heads:
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        if self.width % 4:
+            raise ValueError(f"width ({self.width}) must be a multiple of 4, for the encoding of positions")

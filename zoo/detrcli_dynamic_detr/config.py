@@ -85,6 +85,7 @@ class DynamicDetrConfig:
 
     def __post_init__(self) -> None:
         at_least(0, self, "extra_levels", "encoder_layers", "class_layers", "box_layers")
+        at_least(0, self, "class_weight", "box_weight", "giou_weight")
         at_least(1, self, "width", "norm_groups", "dyrelu_reduction", "heads", "ffn")
         at_least(1, self, "decoder_layers", "num_queries", "pool_size", "pool_samples", "filter_width")
         levels = self.backbone.levels

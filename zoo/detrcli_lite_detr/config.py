@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from detrcli.config import at_least, in_range
+from detrcli.config import at_least, in_range, probabilities
 from detrcli.plugins.backbones import BackboneConfig
 from detrcli_deformable_detr.config import DeformableDetrConfig
 
@@ -101,6 +101,7 @@ class DinoConfig:
     def __post_init__(self) -> None:
         at_least(0, self, "encoder_layers")
         at_least(1, self, "levels", "points", "width", "heads", "ffn", "decoder_layers", "num_queries", "top")
+        probabilities(self, "dropout")
         if self.width % self.heads:
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
         if self.width % 32:

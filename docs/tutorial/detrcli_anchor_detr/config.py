@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from detrcli.config import at_least
+from detrcli.config import at_least, probabilities
 from detrcli.plugins.backbones import BackboneConfig
 
 
@@ -23,6 +23,7 @@ class AnchorDetrConfig:
     def __post_init__(self) -> None:
         at_least(0, self, "encoder_layers")
         at_least(1, self, "width", "heads", "ffn", "decoder_layers", "anchors", "patterns")
+        probabilities(self, "dropout")
         if self.width % self.heads:
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
         if self.width % 4:
