@@ -95,6 +95,53 @@ def test_a_limit_takes_the_first_images_of_saved_detections_too(detr, truth, tmp
     assert "1 images are not in the ground truth: 999" in strange.err
 
 
+def predicted(tmp_path: Path, truth: Path, changed: dict[int, str]) -> Path:
+    """What `detr predict --format coco` saves: ids of its own for pictures and classes, names beside them."""
+    document = json.loads(truth.read_text())
+    files = {im["id"]: f"data/train/{changed.get(im['id'], im['file_name'])}" for im in document["images"]}
+    own = {image: len(files) * 10 - image for image in files}  # each is the data's id of another picture
+    rows = [
+        row | {"image_id": own[row["image_id"]], "category_id": row["category_id"] + 100}
+        for row in perfect(truth)
+    ]
+    key = {
+        "images": [{"id": own[image], "file_name": name} for image, name in files.items()],
+        "categories": [{"id": c["id"] + 100, "name": c["name"]} for c in document["categories"]],
+    }
+    (tmp_path / "coco_images.json").write_text(json.dumps(key))
+    return saved(tmp_path, rows)
+
+
+def test_what_predict_saved_is_matched_by_names(detr, truth, tmp_path):
+    ended = detr(truth, "--detections", predicted(tmp_path, truth, {}), "--json", "--out", "out")
+    document = json.loads(ended.out)
+    assert document["metrics"]["ap"] == pytest.approx(1)
+    assert "matched with the data by their names in coco_images.json" in document["notes"][0]
+    (tmp_path / "elsewhere").mkdir()
+    again = detr(truth, "--detections", Path("out/detections.json").rename("elsewhere/d.json"), "--json")
+    assert json.loads(again.out)["metrics"] == document["metrics"]
+
+
+def test_pictures_that_the_data_does_not_have_by_name_are_an_error(detr, truth, tmp_path):
+    number = perfect(truth)[0]["image_id"]
+    dets = predicted(tmp_path, truth, {number: "strange.png"})
+    ended = detr(truth, "--detections", dets)
+    assert ended.code == 3
+    assert "1 of " in ended.err
+    assert "the first: data/train/strange.png" in ended.err
+    assert "--split" in ended.err
+    others = [n for n in {row["image_id"] for row in perfect(truth)} if n != number]
+    ended = detr(truth, "--detections", predicted(tmp_path, truth, {number: f"x/{others[0]}.png"}))
+    assert ended.code == 3
+    assert "would be the same picture" in ended.err
+    (tmp_path / "coco_images.json").write_text(
+        '{"images": [], "categories": [{"id": 1, "name": "red spot"}]}'
+    )
+    ended = detr(truth, "--detections", dets)
+    assert ended.code == 3
+    assert "of the detections beside it is not in it" in ended.err
+
+
 def test_what_comes_last_is_checked_before_the_model_works(detr, tmp_path, monkeypatch):
     worked = []
     monkeypatch.setattr(api, "evaluate", lambda *_, **__: worked.append(True))
