@@ -125,7 +125,7 @@ def _score_saved(
     from detrcli.evaluate.saved import in_ids_of
     from detrcli.evaluate.tables import DetectionTable, TruthTable
 
-    table, notes = in_ids_of(dataset, DetectionTable.read(path), path)
+    table, notes = in_ids_of(dataset, DetectionTable.read(path), path, images)
     if images < len(dataset):
         table.check_against(TruthTable.of(dataset), str(path))
         dataset = dataset.select(range(images))

@@ -11,7 +11,7 @@ import numpy as np
 
 from detrcli.data.annotations import Dataset
 from detrcli.errors import DataError
-from detrcli.evaluate.run import match_categories
+from detrcli.evaluate.run import lacking, match_categories
 from detrcli.evaluate.tables import DetectionTable, Ints, read_json
 from detrcli.types import Categories
 
@@ -40,22 +40,26 @@ class Key:
         return cls(path, pictures, categories)
 
 
-def in_ids_of(dataset: Dataset, table: DetectionTable, path: Path) -> tuple[DetectionTable, tuple[str, ...]]:
+def in_ids_of(
+    dataset: Dataset, table: DetectionTable, path: Path, images: int
+) -> tuple[DetectionTable, tuple[str, ...]]:
     """The detections of the file `path` in the ids of the data set, and what was done for it, in words.
 
-    Without the file beside them their ids are the data's. Classes that the data does not have are left out, as a model's are.
+    Without the file beside them their ids are the data's. Classes that the data does not have are left out, as a model's are;
+    those that only the data has are told, as far as its first `images` show them.
     """
     beside = path.with_name(KEY_FILE)
     if not beside.is_file():
         return table, ()
     key = Key.read(beside)
     known = dict(zip(key.categories.ids, match_categories(key.categories, dataset.categories), strict=True))
-    images = _each(table.image_ids, _images(key, dataset, np.unique(table.image_ids).tolist()))
+    pictures = _each(table.image_ids, _images(key, dataset, np.unique(table.image_ids).tolist()))
     classes = [_meant(known, number, "class", key) for number in np.unique(table.category_ids).tolist()]
     categories = _each(table.category_ids, classes)
     kept = np.flatnonzero(categories >= 0)
-    found = DetectionTable(images, categories, table.scores, table.boxes).rows(kept)
-    return found, (f"{path}: pictures and classes were matched with the data by their names in {KEY_FILE}",)
+    found = DetectionTable(pictures, categories, table.scores, table.boxes).rows(kept)
+    note = f"{path}: pictures and classes were matched with the data by their names in {KEY_FILE}"
+    return found, (note, *lacking(key.categories, dataset.select(range(images))))
 
 
 def _each(ids: Ints, values: Iterable[int]) -> Ints:
