@@ -14,6 +14,7 @@ import typer
 
 from detrcli.cli import console
 from detrcli.cli.options import AsJson, Device, ModelOrFile, TrainedWeights
+from detrcli.ending import ended_by_signal
 from detrcli.errors import DataError, DetrError, PartialError, UsageError
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def predict(
     options |= {"recursive": recursive, "leave_out": _own_folders(out)}
     results = predictor.predict(sources, on_failure=tally.fail, **options)
     writing = _outputs(predictor, out, forms, settings, tally)
-    with writing as (outputs, folder), console.progress("pictures") as ticker:
+    with ended_by_signal(), writing as (outputs, folder), console.progress("pictures") as ticker:
         for result in results:
             outputs.write(result)
             tally.add(result)

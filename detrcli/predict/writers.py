@@ -106,6 +106,7 @@ class _Json:
     def write(self, result: Result, stem: str) -> None:
         self.file.write(self.separator + _text(result.to_dict()))
         self.separator = ",\n"
+        self.file.flush()
 
     def close(self, failures: list[Failure]) -> None:
         with self.file:
@@ -157,6 +158,7 @@ class _Coco:
         for row in result.to_coco(image_id):
             self.file.write(self.separator + _text(row))
             self.separator = ",\n"
+        self.file.flush()
 
     def _id(self, stem: str, index: int) -> int:
         number = int(stem) if stem.isascii() and stem.isdigit() else END_OF_NUMBERS
@@ -210,6 +212,7 @@ class _Csv:
             record = found.to_dict()
             about = (result.source, result.width, result.height, record["category_id"], record["name"])
             self.table.writerow((*about, record["score"], *record["box"]))
+        self.file.flush()
 
     def close(self, failures: list[Failure]) -> None:
         self.file.close()

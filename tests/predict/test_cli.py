@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -220,3 +222,35 @@ def test_a_reader_that_goes_away_ends_it_quietly(run, pictures, tmp_path):
         child.stdout.close()
         assert child.stderr.read() == ""
         assert child.wait(60) == 0
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_leaves_whole_files(run, pictures, tmp_path, name, code):
+    """Records are in the files as they come, and the documents are closed however the process is told to end."""
+    if not hasattr(signal, name):
+        pytest.skip(f"no {name} on this system")
+    command = [
+        sys.executable,
+        "-m",
+        "detrcli",
+        "predict",
+        *[str(pictures / "one.png")] * 3000,
+        "-m",
+        "detr/tiny",
+    ]
+    command += ["--conf", "0", "--top", "2", "--format", "json,coco,csv", "--out", "out"]
+    env = os.environ | {"DETR_RUNS": "runs", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as child:
+        growing, until = tmp_path / "out" / "predictions.csv", time.monotonic() + 60
+        while not (growing.exists() and "one.png" in growing.read_text()) and time.monotonic() < until:
+            time.sleep(0.05)
+        child.send_signal(getattr(signal, name))
+        said = child.stderr.read()
+        assert child.wait(60) == code, said
+    assert "Traceback" not in said
+    done = len(json.loads((tmp_path / "out" / "predictions.json").read_text())["images"])
+    assert 0 < done < 3000
+    others = len(json.loads((tmp_path / "out" / "coco_images.json").read_text())["images"])
+    assert done - 1 <= others <= done  # the last record may not have come to all of them
+    assert 2 * done - 2 <= len(json.loads((tmp_path / "out" / "coco_results.json").read_text())) <= 2 * done
+    assert 2 * done - 2 <= len(growing.read_text().splitlines()) - 1 <= 2 * done
