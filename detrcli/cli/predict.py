@@ -33,14 +33,17 @@ class Tally:
     last: Result | None = None
     records: list[dict[str, Any]] | None = None  # with --json
 
-    def add(self, result: Result) -> None:
+    def add(self, result: Result, stem: str | None) -> None:
+        """With what its files are called, where it has any."""
+        from detrcli.predict.writers import record
+
         self.images += 1
         self.classes.update(found.name for found in result.detections)
         self.last = result
         for note in result.notes:
             console.note(f"{visible(result.source)}: {note}")
         if self.records is not None:
-            self.records.append(result.to_dict())
+            self.records.append(record(result, stem))
 
     def fail(self, failure: Failure) -> None:
         console.note(f"failed: {visible(failure.reason)}")
@@ -96,8 +99,7 @@ def predict(
     writing = _outputs(predictor, out, forms, settings, tally)
     with ended_by_signal(), writing as (outputs, folder), console.progress("pictures") as ticker:
         for result in results:
-            outputs.write(result)
-            tally.add(result)
+            tally.add(result, outputs.write(result))
             ticker.advance()
     _show(tally, folder)
     if as_json:

@@ -62,7 +62,12 @@ def test_json_is_one_document_on_stdout(detr, pictures, tmp_path):
     jsonschema.validate(document, SCHEMA)
     assert [Path(image["source"]).name for image in document["images"]] == ["one.png", "two.png"]
     assert document["out"] == str(tmp_path / "out")
+    assert "stem" not in document["images"][0]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"predictions.csv"}
+    ended = detr(*[pictures / "one.png"] * 2, "--model", "detr", "--json", "--out", tmp_path / "drawn")
+    document = json.loads(ended.out)
+    jsonschema.validate(document, SCHEMA)
+    assert [image["stem"] for image in document["images"]] == ["one", "one-2"]
 
 
 def test_lines_go_to_stdout_and_nothing_to_disk(detr, pictures):
