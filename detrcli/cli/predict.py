@@ -92,8 +92,9 @@ def predict(
     forms = _forms(formats, to_stdout=out == "-")
     predictor = _load(model, weights, device)
     tally = Tally(records=[] if as_json else None)
-    settings = {"conf": conf, "top": top, "max_size": max_size, "tile": tile}
-    options: dict[str, Any] = {**settings, "classes": _words(classes), "batch": batch, "amp": amp == "bf16"}
+    settings: dict[str, Any] = {"conf": conf, "top": top, "max_size": max_size, "tile": tile}
+    settings |= {"classes": _words(classes), "batch": batch or predictor.only_batch or 1, "amp": amp}
+    options = settings | {"batch": batch, "amp": amp == "bf16"}
     options |= {"recursive": recursive, "leave_out": _own_folders(out)}
     results = predictor.predict(sources, on_failure=tally.fail, **options)
     writing = _outputs(predictor, out, forms, settings, tally)

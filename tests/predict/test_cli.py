@@ -70,6 +70,15 @@ def test_json_is_one_document_on_stdout(detr, pictures, tmp_path):
     assert [image["stem"] for image in document["images"]] == ["one", "one-2"]
 
 
+def test_the_document_holds_what_decides_what_is_found(detr, pictures, tmp_path):
+    detr(pictures, "-m", "detr", "--classes", "red spot,17", "--batch", 2, "--conf", 0.5, "--out", "out")
+    document = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    jsonschema.validate(document, SCHEMA)
+    assert document["settings"] == {
+        "conf": 0.5, "top": None, "classes": ["red spot", "17"], "max_size": None, "tile": None, "batch": 2, "amp": "off",
+    }  # fmt: skip
+
+
 def test_lines_go_to_stdout_and_nothing_to_disk(detr, pictures):
     ended = detr(pictures, "--model", "detr", "--out", "-")
     lines = [json.loads(line) for line in ended.out.splitlines()]
