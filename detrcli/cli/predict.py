@@ -46,7 +46,7 @@ class Tally:
             self.records.append(record(result, stem))
 
     def fail(self, failure: Failure) -> None:
-        console.note(f"failed: {visible(failure.reason)}")
+        console.complain(f"failed: {visible(failure.reason)}")
         self.failures.append(failure)
 
 

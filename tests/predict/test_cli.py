@@ -89,7 +89,7 @@ def test_lines_go_to_stdout_and_nothing_to_disk(detr, pictures):
     assert detr(pictures, "--model", "detr", "--out", "-", "--json").code == 2
 
 
-def test_a_failed_input_does_not_stop_the_rest(detr, pictures):
+def test_a_failed_input_does_not_stop_the_rest(detr, pictures, capsys, monkeypatch):
     (pictures / "bad\n.png").write_bytes(b"oops")
     ended = detr(pictures, pictures / "gone.png", "--model", "detr", "--json")
     assert ended.code == 6
@@ -101,6 +101,12 @@ def test_a_failed_input_does_not_stop_the_rest(detr, pictures):
     assert plain.code == 6
     assert "error: 1 of 3 inputs failed" in plain.err
     assert "bad\\n.png: not a picture" in plain.err
+    quiet = commands.detr(
+        "-q", "predict", pictures, "-m", "detr", "--format", "csv", capsys=capsys, monkeypatch=monkeypatch
+    )
+    assert quiet.code == 6
+    assert [line.split(":")[0] for line in quiet.err.splitlines()] == ["failed", "error"]
+    assert "bad\\n.png: not a picture" in quiet.err
 
 
 def test_nothing_readable_is_a_data_error(detr, pictures, tmp_path):
