@@ -11,7 +11,7 @@ import pytest
 
 from detrcli import api
 from detrcli.data.shapes import load_shapes
-from detrcli.errors import DataError
+from detrcli.errors import DataError, UsageError
 from detrcli.evaluate import coco
 from detrcli.evaluate.coco import METRICS
 from tests import commands
@@ -305,6 +305,24 @@ def test_a_model_that_never_saw_padding_says_so(detr):
     ended = detr("shapes", "--model", "detr/r50-dc5", "--device", "nowhere")
     assert ended.code == 2
     assert "saw no padding in training: batches of 1" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"batch_size": -1}, "batch_size must be 1 or more"),
+        ({"devices": 0}, "devices must be 1 or more"),
+        ({"limit": 0}, "limit must be 1 or more"),
+        ({"workers": -1}, "workers must be 0 or more"),
+        ({"scorer": "x"}, "unknown scorer 'x'"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused_before_a_model_is_loaded(dataset, monkeypatch, option, said):
+    loaded = []
+    monkeypatch.setattr(api, "load", lambda *_, **__: loaded.append(True))
+    with pytest.raises(UsageError, match=said):
+        api.evaluate(dataset, "any", **option)
+    assert not loaded
 
 
 def test_a_model_that_insists_on_single_images_gets_them(dataset, monkeypatch):
