@@ -218,6 +218,8 @@ def evaluate(
     """
     from detrcli import launch
 
+    _check_numbers(batch_size=(batch_size, 1), workers=(workers, 0), devices=(devices, 1), limit=(limit, 1))
+    _check_scorer(scorer)
     request = Evaluation(
         data=os.fspath(data) if isinstance(data, (str, os.PathLike)) else data,
         model=model,
@@ -238,6 +240,28 @@ def evaluate(
         return launch.on_ranks(devices, _evaluate, request)
     with launch.joined():
         return _evaluate(request)
+
+
+def _check_numbers(**options: tuple[int | None, int]) -> None:
+    """Each option with the least that it may be; None leaves the choice to us."""
+    from detrcli.errors import UsageError
+
+    for name, (value, least) in options.items():
+        if value is not None and value < least:
+            raise UsageError(
+                f"{name} must be {least} or more (value given: {value})", hint="leave it out for the default"
+            )
+
+
+def _check_scorer(scorer: str) -> None:
+    """A name that is none is told before a picture is read."""
+    from typing import get_args
+
+    from detrcli.errors import unknown
+    from detrcli.evaluate.coco import Backend
+
+    if scorer not in get_args(Backend):
+        raise unknown("scorer", scorer, get_args(Backend))
 
 
 def _evaluate(request: Evaluation) -> EvalResult:

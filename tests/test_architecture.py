@@ -17,6 +17,7 @@ FLOORS = [
         "types",
         "boxes",
         "distributed",
+        "ending",
         "launch",
         "meeting",
         "ops",

@@ -56,6 +56,11 @@ def note(text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
+def complain(text: str) -> None:
+    """One line about what went wrong while the rest goes on; nothing silences it."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
 def detail(text: str) -> None:
     """A line for -v only."""
     if settings.verbose and not settings.quiet:

@@ -122,14 +122,15 @@ def _score_saved(
     import numpy as np
 
     from detrcli.evaluate.coco import score
+    from detrcli.evaluate.saved import in_ids_of
     from detrcli.evaluate.tables import DetectionTable, TruthTable
 
-    table = DetectionTable.read(path)
+    table, notes = in_ids_of(dataset, DetectionTable.read(path), path, images)
     if images < len(dataset):
         table.check_against(TruthTable.of(dataset), str(path))
         dataset = dataset.select(range(images))
         table = table.rows(np.flatnonzero(np.isin(table.image_ids, dataset.annotations.image_ids)))
-    return score(TruthTable.of(dataset), table, backend=scorer, where=str(path)), table
+    return score(TruthTable.of(dataset), table, backend=scorer, where=str(path), notes=notes), table
 
 
 def _score_model(

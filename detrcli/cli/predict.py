@@ -14,6 +14,7 @@ import typer
 
 from detrcli.cli import console
 from detrcli.cli.options import AsJson, Device, ModelOrFile, TrainedWeights
+from detrcli.ending import ended_by_signal
 from detrcli.errors import DataError, DetrError, PartialError, UsageError
 
 if TYPE_CHECKING:
@@ -32,17 +33,20 @@ class Tally:
     last: Result | None = None
     records: list[dict[str, Any]] | None = None  # with --json
 
-    def add(self, result: Result) -> None:
+    def add(self, result: Result, stem: str | None) -> None:
+        """With what its files are called, where it has any."""
+        from detrcli.predict.writers import record
+
         self.images += 1
         self.classes.update(found.name for found in result.detections)
         self.last = result
         for note in result.notes:
             console.note(f"{visible(result.source)}: {note}")
         if self.records is not None:
-            self.records.append(result.to_dict())
+            self.records.append(record(result, stem))
 
     def fail(self, failure: Failure) -> None:
-        console.note(f"failed: {visible(failure.reason)}")
+        console.complain(f"failed: {visible(failure.reason)}")
         self.failures.append(failure)
 
 
@@ -88,15 +92,15 @@ def predict(
     forms = _forms(formats, to_stdout=out == "-")
     predictor = _load(model, weights, device)
     tally = Tally(records=[] if as_json else None)
-    settings = {"conf": conf, "top": top, "max_size": max_size, "tile": tile}
-    options: dict[str, Any] = {**settings, "classes": _words(classes), "batch": batch, "amp": amp == "bf16"}
+    settings: dict[str, Any] = {"conf": conf, "top": top, "max_size": max_size, "tile": tile}
+    settings |= {"classes": _words(classes), "batch": batch or predictor.only_batch or 1, "amp": amp}
+    options = settings | {"batch": batch, "amp": amp == "bf16"}
     options |= {"recursive": recursive, "leave_out": _own_folders(out)}
     results = predictor.predict(sources, on_failure=tally.fail, **options)
     writing = _outputs(predictor, out, forms, settings, tally)
-    with writing as (outputs, folder), console.progress("pictures") as ticker:
+    with ended_by_signal(), writing as (outputs, folder), console.progress("pictures") as ticker:
         for result in results:
-            outputs.write(result)
-            tally.add(result)
+            tally.add(result, outputs.write(result))
             ticker.advance()
     _show(tally, folder)
     if as_json:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,18 +86,23 @@ class CocoMetrics:
     metrics: dict[str, float]  # METRICS, in order
     classes: tuple[ClassMetrics, ...]  # by category id
     backend: str
-    notes: tuple[str, ...] = ()  # what looked suspicious, in words
+    notes: tuple[str, ...] = ()  # what looked suspicious, or changes what the numbers mean, in words
 
 
 def score(
-    truth: TruthTable, detections: DetectionTable, *, backend: Backend = "auto", where: str = "detections"
+    truth: TruthTable,
+    detections: DetectionTable,
+    *,
+    backend: Backend = "auto",
+    where: str = "detections",
+    notes: Sequence[str] = (),
 ) -> CocoMetrics:
-    """Score detections; what cannot be scored is a DataError, never a wrong number."""
+    """Score detections; what cannot be scored is a DataError, never a wrong number. `notes` are those that come first."""
     found = detections.check_against(truth, where)
     chosen = choose_backend(backend)
     curves = (_ultrafast if chosen == "ultrafast" else _pycocotools)(truth, found)
-    notes = found.suspicions(truth, where)
-    return CocoMetrics(curves.metrics(), tuple(_by_class(truth, found, curves)), chosen, tuple(notes))
+    notes = (*notes, *found.suspicions(truth, where))
+    return CocoMetrics(curves.metrics(), tuple(_by_class(truth, found, curves)), chosen, notes)
 
 
 def choose_backend(wanted: Backend = "auto") -> Literal["pycocotools", "ultrafast"]:

@@ -76,7 +76,8 @@ def evaluate(
     backend = choose_backend(backend)  # every rank before it begins: only rank 0 scores
     if limit is not None and limit < len(dataset):
         dataset = dataset.select(range(limit))
-    category_ids = match_categories(categories or dataset.categories, dataset.categories)
+    known = categories or dataset.categories
+    category_ids = match_categories(known, dataset.categories)
     loader = eval_loader(
         dataset,
         preprocess,
@@ -93,7 +94,7 @@ def evaluate(
             advance(len(batch.image_ids))
     seconds = time.perf_counter() - started
     share = Share(DetectionTable.concatenate(found), seconds)
-    return _score_together(dataset, share, batch_size, backend)
+    return _score_together(dataset, share, batch_size, backend, lacking(known, dataset))
 
 
 def match_categories(model: Categories, data: Categories) -> Ints:
@@ -105,6 +106,22 @@ def match_categories(model: Categories, data: Categories) -> Ints:
             hint="evaluate on data with the classes that the model was trained on",
         )
     return np.array([*data.ids, -1], np.int64)[labels]
+
+
+def lacking(model: Categories, dataset: Dataset) -> tuple[str, ...]:
+    """A note where the data has objects of classes that the model does not know, which then count as never found."""
+    data, notes = dataset.categories, dataset.annotations
+    counts = np.bincount(notes.labels[~notes.crowd], minlength=len(data))
+    unknown = np.flatnonzero((labels_in(data, model) < 0) & (counts > 0)).tolist()
+    if not unknown:
+        return ()
+    names = _some([f"{data.names[label]} ({counts[label]})" for label in unknown])
+    spare = [model.names[label] for label in np.flatnonzero(labels_in(model, data) < 0)]
+    others = f"; it knows and the data has not: {_some(spare)}" if spare else ""
+    return (
+        f"{len(unknown)} of the data's {len(data)} classes, with {counts[unknown].sum()} objects, "
+        f"are unknown to the model and score 0: {names}{others}",
+    )
 
 
 def _some(names: Sequence[str]) -> str:
@@ -145,13 +162,15 @@ class Share:
     seconds: float
 
 
-def _score_together(dataset: Dataset, mine: Share, batch_size: int, backend: Backend) -> EvalResult:
+def _score_together(
+    dataset: Dataset, mine: Share, batch_size: int, backend: Backend, notes: Sequence[str]
+) -> EvalResult:
     """Gather on rank 0, score there, share the result; an error is shared too, for the others wait for an answer."""
     answer: list[EvalResult | DetrError | None] = [None]
     shares = _gather(mine)
     if shares:
         try:
-            answer = [_score(dataset, shares, batch_size, backend)]
+            answer = [_score(dataset, shares, batch_size, backend, notes)]
         except DetrError as error:
             answer = [error]
     if distributed.running():
@@ -170,10 +189,12 @@ def _gather(mine: Share) -> list[Share]:
     return [share for share in shares if share is not None]
 
 
-def _score(dataset: Dataset, shares: list[Share], batch_size: int, backend: Backend) -> EvalResult:
+def _score(
+    dataset: Dataset, shares: list[Share], batch_size: int, backend: Backend, notes: Sequence[str]
+) -> EvalResult:
     found = DetectionTable.concatenate([share.detections for share in shares])
     place = {int(image_id): i for i, image_id in enumerate(dataset.annotations.image_ids)}
     found = found.rows(np.argsort([place[i] for i in found.image_ids.tolist()], kind="stable"))
-    coco = score(TruthTable.of(dataset), found, backend=backend)
+    coco = score(TruthTable.of(dataset), found, backend=backend, notes=notes)
     seconds = max(share.seconds for share in shares)
     return EvalResult(coco, found, dataset.split, len(dataset), batch_size, seconds)

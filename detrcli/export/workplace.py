@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
+from detrcli.ending import ended_by_signal
 from detrcli.errors import DetrError
 from detrcli.runs import lock
 
@@ -72,26 +71,6 @@ def held(folder: Path) -> Iterator[None]:
         lock.take(file, folder)
         new.rename(folder / LOCK)
         yield
-
-
-@contextmanager
-def ended_by_signal() -> Iterator[None]:
-    """SIGTERM ends the process as ctrl-c does, so that what is to be done at the end is done; a second one ends it at once."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        raise SystemExit(128 + number)
-
-    if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:  # somebody else's
-        yield
-        return
-    with suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGTERM) is end:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def cannot_write(out: Path, error: OSError) -> DetrError:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -36,6 +37,7 @@ class Target:
     folder: Path
     categories: Categories
     about: Mapping[str, Any] = field(default_factory=dict)  # model, weights, settings
+    named: bool = False  # whether there are files called after each picture, which records must then tell
 
 
 class Writer(Protocol):
@@ -44,42 +46,57 @@ class Writer(Protocol):
     def close(self, failures: list[Failure]) -> None: ...
 
 
-class Outputs:
-    """All writers of a run as one; `where` they write, in words."""
+class _Names:
+    """Names for files that no two of a run share, on whatever system they lie."""
 
-    def __init__(self, writers: list[Writer], where: str) -> None:
+    def __init__(self) -> None:
+        self.taken: set[str] = set()
+        self.numbers: dict[
+            str, int
+        ] = {}  # the last one given to each name, so that many of one name take no search
+
+    def unlike(self, first: str) -> str:
+        """This name, with a number where it has been given out before."""
+        number = self.numbers.get(first.casefold(), 0) + 1
+        name = first if number == 1 else f"{first}-{number}"
+        while name.casefold() in self.taken:
+            number += 1
+            name = f"{first}-{number}"
+        self.numbers[first.casefold()] = number
+        self.taken.add(name.casefold())
+        return name
+
+
+class Outputs:
+    """All writers of a run as one; `where` they write, in words, and whether files are `named` after pictures."""
+
+    def __init__(self, writers: list[Writer], where: str, *, named: bool = False) -> None:
         self.writers = writers
         self.where = where
-        self._taken: set[str] = set()
+        self.named = named
+        self._names = _Names()
 
     @classmethod
     def in_folder(cls, target: Target, forms: list[str]) -> Outputs:
         where = f"in {target.folder}"
         with writing(where):
             target.folder.mkdir(parents=True, exist_ok=True)
-            return cls([FORMS[form](target) for form in dict.fromkeys(forms)], where)
+            target = replace(target, named=not NAMED.isdisjoint(forms))
+            return cls([FORMS[form](target) for form in dict.fromkeys(forms)], where, named=target.named)
 
-    def write(self, result: Result) -> None:
-        stem = self._stem(result)
+    def write(self, result: Result) -> str | None:
+        """What the picture's files are called, without their endings, where it has files of its own."""
+        stem = self._names.unlike(stem_of(result.source))
         with writing(self.where):
             for writer in self.writers:
                 writer.write(result, stem)
+        return stem if self.named else None
 
     def close(self, failures: list[Failure]) -> None:
         """All of them, even where one cannot finish."""
         with writing(self.where), ExitStack() as stack:
             for writer in reversed(self.writers):
                 stack.callback(writer.close, failures)
-
-    def _stem(self, result: Result) -> str:
-        """A file name for this result that no other result of the run has."""
-        stem = first = stem_of(result.source)
-        number = 1
-        while stem.casefold() in self._taken:
-            number += 1
-            stem = f"{first}-{number}"
-        self._taken.add(stem.casefold())
-        return stem
 
 
 class _Images:
@@ -98,14 +115,16 @@ class _Json:
     """One document, written as results come, so that it never stands in memory."""
 
     def __init__(self, target: Target) -> None:
+        self.named = target.named
         self.file = (target.folder / "predictions.json").open("w", encoding="utf-8")
         head = _text({"schema_version": SCHEMA_VERSION, **target.about})
         self.file.write(f'{head[:-1]}, "images": [')
         self.separator = "\n"
 
     def write(self, result: Result, stem: str) -> None:
-        self.file.write(self.separator + _text(result.to_dict()))
+        self.file.write(self.separator + _text(record(result, stem if self.named else None)))
         self.separator = ",\n"
+        self.file.flush()
 
     def close(self, failures: list[Failure]) -> None:
         with self.file:
@@ -115,24 +134,26 @@ class _Json:
 class JsonLines:
     """One line a picture, as it finishes; failures last."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: TextIO, *, named: bool = False) -> None:
         self.file = file
+        self.named = named
 
     def write(self, result: Result, stem: str = "") -> None:
-        self._line(result.to_dict())
+        self._line(record(result, stem if self.named else None))
 
     def close(self, failures: list[Failure]) -> None:
         for failure in failures:
             self._line(failure.to_dict())
 
-    def _line(self, record: dict[str, Any]) -> None:
-        self.file.write(_text({"schema_version": SCHEMA_VERSION, **record}) + "\n")
+    def _line(self, fields: dict[str, Any]) -> None:
+        self.file.write(_text({"schema_version": SCHEMA_VERSION, **fields}) + "\n")
         self.file.flush()
 
 
 class _JsonLinesFile(JsonLines):
     def __init__(self, target: Target) -> None:
-        super().__init__((target.folder / "predictions.jsonl").open("w", encoding="utf-8"))
+        file = (target.folder / "predictions.jsonl").open("w", encoding="utf-8")
+        super().__init__(file, named=target.named)
 
     def close(self, failures: list[Failure]) -> None:
         with self.file:
@@ -157,6 +178,7 @@ class _Coco:
         for row in result.to_coco(image_id):
             self.file.write(self.separator + _text(row))
             self.separator = ",\n"
+        self.file.flush()
 
     def _id(self, stem: str, index: int) -> int:
         number = int(stem) if stem.isascii() and stem.isdigit() else END_OF_NUMBERS
@@ -210,6 +232,7 @@ class _Csv:
             record = found.to_dict()
             about = (result.source, result.width, result.height, record["category_id"], record["name"])
             self.table.writerow((*about, record["score"], *record["box"]))
+        self.file.flush()
 
     def close(self, failures: list[Failure]) -> None:
         self.file.close()
@@ -219,7 +242,8 @@ class _Crops:
     """Each object in a folder of its class, from the original pixels."""
 
     def __init__(self, target: Target) -> None:
-        self.folder = target.folder / "crops"
+        names = _Names()  # of folders: those of two classes may differ only in what a folder cannot be called
+        self.folders = [target.folder / "crops" / names.unlike(_safe(n)) for n in target.categories.names]
 
     def write(self, result: Result, stem: str) -> None:
         for number, found in enumerate(result.detections, 1):
@@ -228,7 +252,7 @@ class _Crops:
             right, bottom = max(left + 1, -int(-x2 // 1)), max(top + 1, -int(-y2 // 1))
             cut = result.pixels[:, top:bottom, left:right]
             if cut.numel():
-                folder = self.folder / stem_of(found.name + ".")
+                folder = self.folders[found.label]
                 folder.mkdir(parents=True, exist_ok=True)
                 picture = Image.fromarray(cut.permute(1, 2, 0).contiguous().numpy())
                 picture.save(folder / f"{stem}-{number}.png")
@@ -247,12 +271,25 @@ FORMS: Mapping[str, Callable[[Target], Writer]] = {
     "crops": _Crops,
 }
 
+NAMED = {"image", "yolo", "crops"}  # forms with files called after each picture
+
 
 def check_forms(forms: Iterable[str]) -> None:
     """An error for a form that there is not."""
     for form in forms:
         if form not in FORMS:
             raise unknown("output format", form, FORMS)
+
+
+def record(result: Result, stem: str | None) -> dict[str, Any]:
+    """A picture in JSON, with what its files are called, where it has any."""
+    fields = result.to_dict()
+    return fields if stem is None else {"source": result.source, "stem": stem, **fields}
+
+
+def _safe(name: str) -> str:
+    """The whole of a class's name as that of a folder, which neither is one above nor ends as Windows forbids."""
+    return stem_of(re.sub(r"[/\\]", "_", name) + ".").rstrip(". ") or "class"
 
 
 def _text(value: Any) -> str:

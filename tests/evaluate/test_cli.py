@@ -11,7 +11,7 @@ import pytest
 
 from detrcli import api
 from detrcli.data.shapes import load_shapes
-from detrcli.errors import DataError
+from detrcli.errors import DataError, UsageError
 from detrcli.evaluate import coco
 from detrcli.evaluate.coco import METRICS
 from tests import commands
@@ -93,6 +93,53 @@ def test_a_limit_takes_the_first_images_of_saved_detections_too(detr, truth, tmp
     assert {row["image_id"] for row in json.loads(Path("out/detections.json").read_text())} <= {*first}
     strange = detr(truth, "--detections", saved(tmp_path, perfect(truth, image_id=999)), "--limit", 3)
     assert "1 images are not in the ground truth: 999" in strange.err
+
+
+def predicted(tmp_path: Path, truth: Path, changed: dict[int, str]) -> Path:
+    """What `detr predict --format coco` saves: ids of its own for pictures and classes, names beside them."""
+    document = json.loads(truth.read_text())
+    files = {im["id"]: f"data/train/{changed.get(im['id'], im['file_name'])}" for im in document["images"]}
+    own = {image: len(files) * 10 - image for image in files}  # each is the data's id of another picture
+    rows = [
+        row | {"image_id": own[row["image_id"]], "category_id": row["category_id"] + 100}
+        for row in perfect(truth)
+    ]
+    key = {
+        "images": [{"id": own[image], "file_name": name} for image, name in files.items()],
+        "categories": [{"id": c["id"] + 100, "name": c["name"]} for c in document["categories"]],
+    }
+    (tmp_path / "coco_images.json").write_text(json.dumps(key))
+    return saved(tmp_path, rows)
+
+
+def test_what_predict_saved_is_matched_by_names(detr, truth, tmp_path):
+    ended = detr(truth, "--detections", predicted(tmp_path, truth, {}), "--json", "--out", "out")
+    document = json.loads(ended.out)
+    assert document["metrics"]["ap"] == pytest.approx(1)
+    assert "matched with the data by their names in coco_images.json" in document["notes"][0]
+    (tmp_path / "elsewhere").mkdir()
+    again = detr(truth, "--detections", Path("out/detections.json").rename("elsewhere/d.json"), "--json")
+    assert json.loads(again.out)["metrics"] == document["metrics"]
+
+
+def test_pictures_that_the_data_does_not_have_by_name_are_an_error(detr, truth, tmp_path):
+    number = perfect(truth)[0]["image_id"]
+    dets = predicted(tmp_path, truth, {number: "strange.png"})
+    ended = detr(truth, "--detections", dets)
+    assert ended.code == 3
+    assert "1 of " in ended.err
+    assert "the first: data/train/strange.png" in ended.err
+    assert "--split" in ended.err
+    others = [n for n in {row["image_id"] for row in perfect(truth)} if n != number]
+    ended = detr(truth, "--detections", predicted(tmp_path, truth, {number: f"x/{others[0]}.png"}))
+    assert ended.code == 3
+    assert "would be the same picture" in ended.err
+    (tmp_path / "coco_images.json").write_text(
+        '{"images": [], "categories": [{"id": 1, "name": "red spot"}]}'
+    )
+    ended = detr(truth, "--detections", dets)
+    assert ended.code == 3
+    assert "of the detections beside it is not in it" in ended.err
 
 
 def test_what_comes_last_is_checked_before_the_model_works(detr, tmp_path, monkeypatch):
@@ -258,6 +305,24 @@ def test_a_model_that_never_saw_padding_says_so(detr):
     ended = detr("shapes", "--model", "detr/r50-dc5", "--device", "nowhere")
     assert ended.code == 2
     assert "saw no padding in training: batches of 1" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"batch_size": -1}, "batch_size must be 1 or more"),
+        ({"devices": 0}, "devices must be 1 or more"),
+        ({"limit": 0}, "limit must be 1 or more"),
+        ({"workers": -1}, "workers must be 0 or more"),
+        ({"scorer": "x"}, "unknown scorer 'x'"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused_before_a_model_is_loaded(dataset, monkeypatch, option, said):
+    loaded = []
+    monkeypatch.setattr(api, "load", lambda *_, **__: loaded.append(True))
+    with pytest.raises(UsageError, match=said):
+        api.evaluate(dataset, "any", **option)
+    assert not loaded
 
 
 def test_a_model_that_insists_on_single_images_gets_them(dataset, monkeypatch):

@@ -144,6 +144,16 @@ def test_classes_are_matched_by_name_and_unknown_ones_left_out(dataset):
     assert set(only_red.detections.category_ids.tolist()) == {3}
 
 
+def test_classes_that_the_model_lacks_are_told(dataset):
+    assert not run(dataset, limit=3).coco.notes
+    result = run(dataset, categories=Categories((8, 9), ("red spot", "blue dot")))
+    blue = result.coco.classes[1]
+    assert blue.metrics["ap"] == 0
+    [note] = result.coco.notes
+    assert f"1 of the data's 2 classes, with {blue.objects} objects" in note
+    assert f"score 0: blue spot ({blue.objects}); it knows and the data has not: blue dot" in note
+
+
 def test_a_model_of_other_classes_is_refused(dataset):
     with pytest.raises(DataError, match="no class in common"):
         run(dataset, categories=Categories((1, 2), ("cat", "dog")))

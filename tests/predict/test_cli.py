@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -60,7 +62,21 @@ def test_json_is_one_document_on_stdout(detr, pictures, tmp_path):
     jsonschema.validate(document, SCHEMA)
     assert [Path(image["source"]).name for image in document["images"]] == ["one.png", "two.png"]
     assert document["out"] == str(tmp_path / "out")
+    assert "stem" not in document["images"][0]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"predictions.csv"}
+    ended = detr(*[pictures / "one.png"] * 2, "--model", "detr", "--json", "--out", tmp_path / "drawn")
+    document = json.loads(ended.out)
+    jsonschema.validate(document, SCHEMA)
+    assert [image["stem"] for image in document["images"]] == ["one", "one-2"]
+
+
+def test_the_document_holds_what_decides_what_is_found(detr, pictures, tmp_path):
+    detr(pictures, "-m", "detr", "--classes", "red spot,17", "--batch", 2, "--conf", 0.5, "--out", "out")
+    document = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    jsonschema.validate(document, SCHEMA)
+    assert document["settings"] == {
+        "conf": 0.5, "top": None, "classes": ["red spot", "17"], "max_size": None, "tile": None, "batch": 2, "amp": "off",
+    }  # fmt: skip
 
 
 def test_lines_go_to_stdout_and_nothing_to_disk(detr, pictures):
@@ -73,7 +89,7 @@ def test_lines_go_to_stdout_and_nothing_to_disk(detr, pictures):
     assert detr(pictures, "--model", "detr", "--out", "-", "--json").code == 2
 
 
-def test_a_failed_input_does_not_stop_the_rest(detr, pictures):
+def test_a_failed_input_does_not_stop_the_rest(detr, pictures, capsys, monkeypatch):
     (pictures / "bad\n.png").write_bytes(b"oops")
     ended = detr(pictures, pictures / "gone.png", "--model", "detr", "--json")
     assert ended.code == 6
@@ -85,6 +101,12 @@ def test_a_failed_input_does_not_stop_the_rest(detr, pictures):
     assert plain.code == 6
     assert "error: 1 of 3 inputs failed" in plain.err
     assert "bad\\n.png: not a picture" in plain.err
+    quiet = commands.detr(
+        "-q", "predict", pictures, "-m", "detr", "--format", "csv", capsys=capsys, monkeypatch=monkeypatch
+    )
+    assert quiet.code == 6
+    assert [line.split(":")[0] for line in quiet.err.splitlines()] == ["failed", "error"]
+    assert "bad\\n.png: not a picture" in quiet.err
 
 
 def test_nothing_readable_is_a_data_error(detr, pictures, tmp_path):
@@ -220,3 +242,35 @@ def test_a_reader_that_goes_away_ends_it_quietly(run, pictures, tmp_path):
         child.stdout.close()
         assert child.stderr.read() == ""
         assert child.wait(60) == 0
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_leaves_whole_files(run, pictures, tmp_path, name, code):
+    """Records are in the files as they come, and the documents are closed however the process is told to end."""
+    if not hasattr(signal, name):
+        pytest.skip(f"no {name} on this system")
+    command = [
+        sys.executable,
+        "-m",
+        "detrcli",
+        "predict",
+        *[str(pictures / "one.png")] * 3000,
+        "-m",
+        "detr/tiny",
+    ]
+    command += ["--conf", "0", "--top", "2", "--format", "json,coco,csv", "--out", "out"]
+    env = os.environ | {"DETR_RUNS": "runs", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as child:
+        growing, until = tmp_path / "out" / "predictions.csv", time.monotonic() + 60
+        while not (growing.exists() and "one.png" in growing.read_text()) and time.monotonic() < until:
+            time.sleep(0.05)
+        child.send_signal(getattr(signal, name))
+        said = child.stderr.read()
+        assert child.wait(60) == code, said
+    assert "Traceback" not in said
+    done = len(json.loads((tmp_path / "out" / "predictions.json").read_text())["images"])
+    assert 0 < done < 3000
+    others = len(json.loads((tmp_path / "out" / "coco_images.json").read_text())["images"])
+    assert done - 1 <= others <= done  # the last record may not have come to all of them
+    assert 2 * done - 2 <= len(json.loads((tmp_path / "out" / "coco_results.json").read_text())) <= 2 * done
+    assert 2 * done - 2 <= len(growing.read_text().splitlines()) - 1 <= 2 * done

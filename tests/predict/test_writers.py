@@ -17,6 +17,7 @@ from PIL import Image
 from detrcli.errors import DetrError, UsageError
 from detrcli.predict.result import Failure
 from detrcli.predict.writers import FORMS, JsonLines, Outputs, Target, check_forms
+from detrcli.types import Categories
 from tests.spotter import CATEGORIES, RED, scene, spotter
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/schema/predict.schema.json").read_text())
@@ -159,6 +160,37 @@ def test_crops_are_the_original_pixels(written):
         pixels = np.asarray(picture)
     assert pixels.shape == (60, 60, 3)
     assert (pixels == RED).all()
+
+
+def test_records_say_what_the_files_of_a_picture_are_called(written, tmp_path):
+    images = json.loads((written.folder / "predictions.json").read_text())["images"]
+    assert [image["stem"] for image in images] == ["x", "x-2", "000000000139"]
+    outputs = Outputs.in_folder(Target(tmp_path / "plain", CATEGORIES), ["json", "coco"])
+    write(outputs, written.results)
+    assert "stem" not in json.loads((tmp_path / "plain" / "predictions.json").read_text())["images"][0]
+
+
+def test_pictures_of_one_name_get_numbers_that_are_free(tmp_path):
+    names = ["x.png", "a/x.png", "x-3.png", "b/X.png", "c/x.png"]
+    outputs = Outputs.in_folder(Target(tmp_path / "out", CATEGORIES), ["yolo"])
+    [result] = spotter().predict(scene())
+    stems = [outputs.write(replace(result, source=name)) for name in names]
+    assert stems == ["x", "x-2", "x-3", "X-4", "x-5"]
+    looked = []  # for many of one name, each number is tried once
+    outputs._names.taken = type("Taken", (set,), {"__contains__": lambda s, n: looked.append(n)})()
+    for _ in range(50):
+        outputs.write(result)
+    assert len(looked) == 50
+
+
+@pytest.mark.parametrize("names", [("Cabinet/shelf", "Desk/shelf"), ("..", "."), ("A", "a"), ("a/b", "a_b")])
+def test_crops_of_each_class_have_a_folder_of_their_own(tmp_path, names):
+    outputs = Outputs.in_folder(Target(tmp_path / "out", Categories((3, 17), names)), ["crops"])
+    write(outputs, spotter(categories=Categories((3, 17), names)).predict(scene()))
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["crops"]
+    folders = list((tmp_path / "out" / "crops").iterdir())
+    assert len(folders) == 2
+    assert all(len(list(folder.iterdir())) == 1 for folder in folders)
 
 
 def test_unknown_forms_and_unwritable_places_are_refused(tmp_path):
