@@ -161,6 +161,11 @@ def test_half_precision_halves_the_file_and_keeps_the_detections(make, family):
     assert half.report.judged("median")["boxes"] <= 0.005
 
 
+def test_openvino_in_16_bits_has_the_names_that_compiling_loses(make):
+    pytest.importorskip("openvino")
+    assert make("detr", ".xml", half=True).report.passed
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("model", detrcli.list_models("*/tiny"))
 def test_every_model_computes_in_16_bits(model):
