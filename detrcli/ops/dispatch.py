@@ -77,7 +77,7 @@ def find_wheel() -> Wheel:
 wheel = find_wheel()
 if wheel.cpu is None:
     logger.info("deformable attention runs in plain torch: %s", wheel.reason)
-_mode = os.environ.get("DETR_OPS", "auto").lower()
+_mode = (os.environ.get("DETR_OPS") or "auto").lower()
 _calls: list[str] | None = None
 
 
