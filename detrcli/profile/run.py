@@ -112,6 +112,7 @@ def memory(model: Model, *, size: str | Size = COCO100, batch: int = 1) -> Memor
     module = build_on_meta(model)
     one = TYPICAL if isinstance(size, str) else checked(size)
     peak = count(module, model.family.parts, batch, one).peak
-    training = trained(module) + saved_for_backward(module, batch, one)
+    kept = saved_for_backward(module, batch, one)  # at the end; more may be alive on the way there
+    training = trained(module) + max(kept, peak)
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
     return Memory(batch, one, weights, peak, training)
