@@ -104,7 +104,9 @@ def test_grouping_the_hundred_sizes_changes_nothing_that_is_printed():
     assert profile(model).macs == pytest.approx(mean, rel=1e-3)
 
 
-@pytest.mark.parametrize("text", ["800", "0x0", "16x800", "800xwide", ""])
+@pytest.mark.parametrize(
+    "text", ["800", "0x0", "16x800", "800xwide", "", "²x64", "9" * 5000 + "x64", "10000000x10000000"]
+)
 def test_sizes_that_mean_nothing_are_refused(text):
     with pytest.raises(UsageError):
         parse_size(text)
