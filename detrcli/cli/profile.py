@@ -82,6 +82,8 @@ def profile(
     as_json: AsJson = False,
 ) -> None:
     """Count what models cost; nothing is downloaded, and nothing is run unless time is asked for."""
+    from detrcli.config import parse_assignments
+
     console.settings.json = as_json
     latency = latency or roofline or compare is not None
     chosen = _choose([*(model or []), *(compare or ())])
@@ -97,10 +99,16 @@ def profile(
     countings = _countings(changed, size, also or [], compare_published)
     rows = _measure(countings, batch, shown, device)
     about = _about(countings, shown, batch)
+    if set_:
+        about["settings"] = parse_assignments(set_)
     if what_if:
         usual = _countings(chosen, size, also or [], compare_published)
         before = _measure(usual, batch, replace(shown, latency=False), None)
-        tables = [profile_tables.what_if(a, b, shown) for a, b in zip(before, rows, strict=True)]
+        rows = [replace(row, before=old) for row, old in zip(rows, before, strict=True)]
+    if roofline:
+        rows = _under_the_roof(rows)
+    if what_if:
+        tables = [profile_tables.what_if(row, shown) for row in rows]
     elif roofline:
         tables = [profile_tables.roofline(rows)]
     elif by_part:
@@ -173,6 +181,16 @@ def _measure(
         [counting.model for counting in countings], size=one, batch=batch, device=str(choose_device(device))
     )
     return [replace(row, latency=latency) for row, latency in zip(rows, timed, strict=True)]
+
+
+def _under_the_roof(rows: list[Row]) -> list[Row]:
+    from detrcli.profile.roofline import bounds, measure
+
+    timed = [(row, row.latency) for row in rows if row.latency]
+    if not timed:
+        return rows
+    machine = measure(timed[0][1].device)
+    return [replace(row, roof=tuple(bounds(row.profile, latency, machine))) for row, latency in timed]
 
 
 def _about(countings: list[Counting], shown: profile_tables.Shown, batch: int) -> dict[str, object]:

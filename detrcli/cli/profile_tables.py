@@ -12,6 +12,7 @@ from detrcli.cli import console
 
 if TYPE_CHECKING:
     from detrcli.profile.published import Difference
+    from detrcli.profile.roofline import Bound
     from detrcli.profile.run import Memory, Profile
     from detrcli.profile.timing import Latency
 
@@ -38,6 +39,8 @@ class Row:
     profile: Profile
     memory: Memory | None = None
     latency: Latency | None = None
+    roof: tuple[Bound, ...] = ()
+    before: Row | None = None  # without the settings that are tried
 
 
 def whole(rows: list[Row], shown: Shown) -> Table:
@@ -111,8 +114,10 @@ def _part(row: Row, shown: Shown, part: str) -> dict[str, str]:
     return cells
 
 
-def what_if(before: Row, after: Row, shown: Shown) -> Table:
+def what_if(after: Row, shown: Shown) -> Table:
     """Parts as they are published, and as they would be."""
+    before = after.before
+    assert before is not None
     old, new = before.profile.by_part, after.profile.by_part
     parts = [part for part in dict.fromkeys([*old, *new]) if "." not in part]
     rows = [
@@ -141,24 +146,18 @@ def amount(value: float, decimals: int) -> str:
 
 def roofline(rows: list[Row]) -> Table:
     """A row a part: how many operations a byte, how fast, and how near to what the machine can."""
-    from detrcli.profile.roofline import bounds, measure
-
-    table: Table = []
-    for row in rows:
-        assert row.latency is not None
-        machine = measure(row.latency.device)
-        table += [
-            {
-                "part": f"{row.profile.model.name} {bound.part}",
-                "operations a byte": f"{bound.intensity:.1f}",
-                "GFLOP/s": f"{bound.speed / GIGA:.1f}",
-                "bound by": bound.by,
-                "of the roof": f"{100 * bound.share:.0f} %",
-            }
-            for bound in bounds(row.profile, row.latency, machine)
-            if "." not in bound.part
-        ]
-    return table
+    return [
+        {
+            "part": f"{row.profile.model.name} {bound.part}",
+            "operations a byte": f"{bound.intensity:.1f}",
+            "GFLOP/s": f"{bound.speed / GIGA:.1f}",
+            "bound by": bound.by,
+            "of the roof": f"{100 * bound.share:.0f} %",
+        }
+        for row in rows
+        for bound in row.roof
+        if "." not in bound.part
+    ]
 
 
 def remarks(row: Row, by_part: bool, published: bool) -> Iterator[str]:
@@ -208,6 +207,8 @@ def document(row: Row, shown: Shown) -> dict[str, Any]:
         ],
         **({"latency": asdict(row.latency)} if row.latency else {}),
         **({"memory": asdict(row.memory)} if row.memory else {}),
+        **({"roofline": [asdict(bound) for bound in row.roof]} if row.roof else {}),
+        **({"before": document(row.before, shown)} if row.before else {}),
     }
 
 

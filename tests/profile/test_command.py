@@ -85,6 +85,18 @@ def test_what_if_shows_before_and_after(detr):
     assert rows["detr/tiny backbone GFLOPs"]["difference"] == "+0.0 %"
 
 
+def test_json_has_what_was_tried_and_the_roof(detr):
+    said = detr(*TINY, "--what-if", "--set", "num_queries=200", "--roofline", "--json")
+    found = json.loads(said.out)
+    (model,) = found["models"]
+    assert found["settings"] == {"num_queries": 200}
+    before, after = (one["flops_by_part"]["decoder"] for one in (model["before"], model))
+    assert after > before > 0
+    roof = {bound["part"]: bound for bound in model["roofline"]}
+    assert roof["backbone"]["by"] in ("arithmetic", "memory")
+    assert roof["decoder"]["intensity"] > 0
+
+
 def test_published_numbers_stand_beside_ours_at_the_papers_sizes(detr):
     (model,) = json.loads(detr("profile", "-m", "lite_dino/h2l2-2x3", "--compare-published", "--json").out)[
         "models"
