@@ -89,18 +89,24 @@ def _difference(d: Difference | None) -> str:
     return "" if d is None else f"{d.published:g} ({d.percent:+.1f} %)"
 
 
-def by_part(row: Row, shown: Shown) -> Table:
-    """A row a part, layers under theirs."""
+def by_part(row: Row, shown: Shown, bare: bool) -> Table:
+    """A row a part, layers under theirs; bare for programs, with the model in a column of its own."""
     found = row.profile
     names = dict.fromkeys([*found.by_part, *(row.latency.by_part if row.latency else ())])
-    return [_part(row, shown, part) for part in names]
+    return [_part(row, shown, part, bare) for part in names]
 
 
-def _part(row: Row, shown: Shown, part: str) -> dict[str, str]:
+def _named(model: str, part: str, bare: bool) -> dict[str, str]:
+    if bare:
+        return {"model": model, "part": part}
+    return {"part": f"{model} {part}" if "." not in part else f"  {part}"}
+
+
+def _part(row: Row, shown: Shown, part: str, bare: bool) -> dict[str, str]:
     found, macs = row.profile, row.profile.by_part.get(part, 0.0)
     params, queries = found.params_by_part.get(part), found.queries.get(part)
     cells = {
-        "part": f"{found.model.name} {part}" if "." not in part else f"  {part}",
+        **_named(found.model.name, part, bare),
         "params (M)": amount(params / 1e6, 2) if params else "",
         "GFLOPs": amount(macs * shown.factor / GIGA, 2),
         **(_published_part(found, part) if shown.published else {}),
@@ -114,20 +120,21 @@ def _part(row: Row, shown: Shown, part: str) -> dict[str, str]:
     return cells
 
 
-def what_if(after: Row, shown: Shown) -> Table:
-    """Parts as they are published, and as they would be."""
+def what_if(after: Row, shown: Shown, bare: bool) -> Table:
+    """Parts as they are published, and as they would be; bare for programs, with the model in a column of its own."""
     before = after.before
     assert before is not None
     old, new = before.profile.by_part, after.profile.by_part
     parts = [part for part in dict.fromkeys([*old, *new]) if "." not in part]
+    model = before.profile.model.name
     rows = [
-        _beside(f"{before.profile.model.name} {part}", old.get(part, 0.0), new.get(part, 0.0), shown)
+        _beside(part if bare else f"{model} {part}", old.get(part, 0.0), new.get(part, 0.0), shown)
         for part in parts
     ]
     rows.append(_beside("all", before.profile.macs, after.profile.macs, shown))
     millions = [row.profile.params / 1e6 for row in (before, after)]
     rows.append(_cells("parameters (M)", *millions))
-    return rows
+    return [{"model": model, **row} for row in rows] if bare else rows
 
 
 def _beside(name: str, old: float, new: float, shown: Shown) -> dict[str, str]:
