@@ -73,15 +73,15 @@ def _whole(row: Row, shown: Shown, first: Latency | None) -> dict[str, str]:
 def _published(found: Profile, shown: Shown) -> dict[str, str]:
     from detrcli.profile.published import against_published
 
-    differences = {d.what: d for d in against_published(found)}
+    differences = {d.what: d for d in against_published(found, shown.factor)}
     names = (("parameters (M)", "published params"), ("GFLOPs", "published GFLOPs"))
     return {name: _difference(differences.get(what)) for what, name in names}
 
 
-def _published_part(found: Profile, part: str) -> dict[str, str]:
+def _published_part(found: Profile, part: str, shown: Shown) -> dict[str, str]:
     from detrcli.profile.published import against_published, of_part
 
-    differences = {d.what: d for d in against_published(found)}
+    differences = {d.what: d for d in against_published(found, shown.factor)}
     return {"published GFLOPs": _difference(differences.get(of_part(part)))}
 
 
@@ -109,7 +109,7 @@ def _part(row: Row, shown: Shown, part: str, bare: bool) -> dict[str, str]:
         **_named(found.model.name, part, bare),
         "params (M)": amount(params / 1e6, 2) if params else "",
         "GFLOPs": amount(macs * shown.factor / GIGA, 2),
-        **(_published_part(found, part) if shown.published else {}),
+        **(_published_part(found, part, shown) if shown.published else {}),
         "share": f"{100 * macs / found.macs:.1f} %",
         "queries": f"{queries:.0f}" if queries else "",
     }
@@ -169,7 +169,7 @@ def roofline(rows: list[Row]) -> Table:
 
 def remarks(row: Row, by_part: bool, published: bool) -> Iterator[str]:
     """What no column tells."""
-    from detrcli.profile.published import against_published
+    from detrcli.profile.published import against_published, why_not_compared
 
     found = row.profile
     total = sum(found.tokens)
@@ -182,11 +182,13 @@ def remarks(row: Row, by_part: bool, published: bool) -> Iterator[str]:
     if far:
         differs = ", ".join(f"{d.what} {d.percent:+.1f} %" for d in far)
         yield f"differs from what is published ({differs}): {far[0].why or 'no reason is known'}"
+    if published and (why := why_not_compared(found)):
+        yield f"not beside published GFLOPs: {why}"
 
 
 def document(row: Row, shown: Shown) -> dict[str, Any]:
     """Everything about a model, as plain values; operations already count as asked."""
-    from detrcli.profile.published import against_published
+    from detrcli.profile.published import against_published, why_not_compared
 
     found = row.profile
     return {
@@ -210,8 +212,9 @@ def document(row: Row, shown: Shown) -> dict[str, Any]:
                 "percent": d.percent,
                 "why": d.why,
             }
-            for d in against_published(found)
+            for d in against_published(found, shown.factor)
         ],
+        "not_compared": why_not_compared(found),
         **({"latency": asdict(row.latency)} if row.latency else {}),
         **({"memory": asdict(row.memory)} if row.memory else {}),
         **({"roofline": [asdict(bound) for bound in row.roof]} if row.roof else {}),

@@ -131,6 +131,32 @@ def test_published_numbers_of_parts_stand_beside_them_and_a_difference_has_its_r
     assert "differs from" not in plain.err
 
 
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        (("--size", "64x64"), "counted at coco100, this is 64x64"),
+        (("--set", "num_queries=200"), "another configuration"),
+        (("--also", "norms"), "counted nothing besides, not norms"),
+    ],
+    ids=str,
+)
+def test_published_numbers_are_not_beside_counts_of_something_else(detr, asked, why):
+    args = ("profile", "-m", "detr/r50", "--compare-published", *asked)
+    said = detr(*args).err
+    assert why in " ".join(said.split())
+    assert "differs from" not in said
+    (model,) = json.loads(detr(*args, "--json").out)["models"]
+    assert why in model["not_compared"]
+    assert "GFLOPs" not in {row["what"] for row in model["published"]}
+
+
+def test_published_gflops_count_as_often_as_ours(detr):
+    args = ("profile", "-m", "detr/r50", "--compare-published", "--flops-per-mac")
+    once, twice = (next(csv.DictReader(io.StringIO(detr(*args, n, "--csv").out))) for n in ("1", "2"))
+    assert once["published GFLOPs"].startswith("86 (")
+    assert twice["published GFLOPs"] == once["published GFLOPs"].replace("86", "172")
+
+
 def test_the_roof_is_arithmetic_or_memory():
     model = resolve("detr/tiny")
     found = profile(model, size=(64, 64))
