@@ -303,7 +303,7 @@ def _device_of_rank(device: str | None, model: str | None) -> str | None:
     from detrcli import distributed
     from detrcli.export.description import exported_file
 
-    device = device or os.environ.get("DETR_DEVICE")
+    device = device or os.environ.get("DETR_DEVICE") or None
     file = exported_file(model)
     elsewhere = file is not None and file.suffix.lower() != ".pt2"
     if distributed.world_size() == 1 or (device is None and elsewhere):

@@ -82,7 +82,11 @@ def profile(
     as_json: AsJson = False,
 ) -> None:
     """Count what models cost; nothing is downloaded, and nothing is run unless time is asked for."""
+    from detrcli.config import parse_assignments
+
     console.settings.json = as_json
+    if plot:
+        _refuse_plot(plot, bool(set_), {"--json": as_json, "--csv": as_csv, "--markdown": as_markdown})
     latency = latency or roofline or compare is not None
     chosen = _choose([*(model or []), *(compare or ())])
     changed = _changed(chosen, set_ or [], what_if)
@@ -97,22 +101,30 @@ def profile(
     countings = _countings(changed, size, also or [], compare_published)
     rows = _measure(countings, batch, shown, device)
     about = _about(countings, shown, batch)
+    if set_:
+        about["settings"] = parse_assignments(set_)
     if what_if:
         usual = _countings(chosen, size, also or [], compare_published)
         before = _measure(usual, batch, replace(shown, latency=False), None)
-        tables = [profile_tables.what_if(a, b, shown) for a, b in zip(before, rows, strict=True)]
+        rows = [replace(row, before=old) for row, old in zip(rows, before, strict=True)]
+    if roofline:
+        rows = _under_the_roof(rows)
+    if what_if:
+        tables = [profile_tables.what_if(row, shown, as_csv) for row in rows]
     elif roofline:
         tables = [profile_tables.roofline(rows)]
     elif by_part:
-        tables = [profile_tables.by_part(row, shown) for row in rows]
+        tables = [profile_tables.by_part(row, shown, as_csv) for row in rows]
     else:
         tables = [profile_tables.whole(rows, shown)]
     if plot:
-        _plot(rows, plot, as_json)
+        _plot(rows, plot)
     if as_json:
         console.emit_json({**about, "models": [profile_tables.document(row, shown) for row in rows]})
         return
     form: Literal["table", "csv", "markdown"] = "csv" if as_csv else "markdown" if as_markdown else "table"
+    if as_csv:  # one header
+        tables = [[row for table in tables for row in table]]
     for table in tables:
         profile_tables.show(table, form)
     _tell(rows, about, by_part, compare_published)
@@ -175,6 +187,16 @@ def _measure(
     return [replace(row, latency=latency) for row, latency in zip(rows, timed, strict=True)]
 
 
+def _under_the_roof(rows: list[Row]) -> list[Row]:
+    from detrcli.profile.roofline import bounds, measure
+
+    timed = [(row, row.latency) for row in rows if row.latency]
+    if not timed:
+        return rows
+    machine = measure(timed[0][1].device)
+    return [replace(row, roof=tuple(bounds(row.profile, latency, machine))) for row, latency in timed]
+
+
 def _about(countings: list[Counting], shown: profile_tables.Shown, batch: int) -> dict[str, object]:
     from detrcli.profile.run import TYPICAL
     from detrcli.profile.sizes import written
@@ -198,14 +220,25 @@ def _about(countings: list[Counting], shown: profile_tables.Shown, batch: int) -
     return about
 
 
-def _plot(rows: list[Row], path: Path, as_json: bool) -> None:
+def _refuse_plot(path: Path, changed: bool, whole_stdout: dict[str, bool]) -> None:
+    """Before minutes of counting."""
     from detrcli.errors import UsageError
+
+    if changed:
+        raise UsageError(
+            "--plot draws published AP, which a model changed by --set does not have",
+            hint="leave --set or --plot out",
+        )
+    taken = [option for option, given in whole_stdout.items() if given]
+    if str(path) == "-" and taken:
+        raise UsageError(f"{taken[0]} has stdout for itself", hint="--plot FILE.svg")
+
+
+def _plot(rows: list[Row], path: Path) -> None:
     from detrcli.profile.plot import as_text, draw, points
 
     marks = points([row.profile for row in rows])
     if str(path) == "-":
-        if as_json:
-            raise UsageError("--json has stdout for itself", hint="--plot FILE.svg")
         console.say(as_text(marks))
         return
     draw(marks, path)

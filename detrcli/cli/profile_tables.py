@@ -12,6 +12,7 @@ from detrcli.cli import console
 
 if TYPE_CHECKING:
     from detrcli.profile.published import Difference
+    from detrcli.profile.roofline import Bound
     from detrcli.profile.run import Memory, Profile
     from detrcli.profile.timing import Latency
 
@@ -38,6 +39,8 @@ class Row:
     profile: Profile
     memory: Memory | None = None
     latency: Latency | None = None
+    roof: tuple[Bound, ...] = ()
+    before: Row | None = None  # without the settings that are tried
 
 
 def whole(rows: list[Row], shown: Shown) -> Table:
@@ -70,15 +73,15 @@ def _whole(row: Row, shown: Shown, first: Latency | None) -> dict[str, str]:
 def _published(found: Profile, shown: Shown) -> dict[str, str]:
     from detrcli.profile.published import against_published
 
-    differences = {d.what: d for d in against_published(found)}
+    differences = {d.what: d for d in against_published(found, shown.factor)}
     names = (("parameters (M)", "published params"), ("GFLOPs", "published GFLOPs"))
     return {name: _difference(differences.get(what)) for what, name in names}
 
 
-def _published_part(found: Profile, part: str) -> dict[str, str]:
+def _published_part(found: Profile, part: str, shown: Shown) -> dict[str, str]:
     from detrcli.profile.published import against_published, of_part
 
-    differences = {d.what: d for d in against_published(found)}
+    differences = {d.what: d for d in against_published(found, shown.factor)}
     return {"published GFLOPs": _difference(differences.get(of_part(part)))}
 
 
@@ -86,21 +89,27 @@ def _difference(d: Difference | None) -> str:
     return "" if d is None else f"{d.published:g} ({d.percent:+.1f} %)"
 
 
-def by_part(row: Row, shown: Shown) -> Table:
-    """A row a part, layers under theirs."""
+def by_part(row: Row, shown: Shown, bare: bool) -> Table:
+    """A row a part, layers under theirs; bare for programs, with the model in a column of its own."""
     found = row.profile
     names = dict.fromkeys([*found.by_part, *(row.latency.by_part if row.latency else ())])
-    return [_part(row, shown, part) for part in names]
+    return [_part(row, shown, part, bare) for part in names]
 
 
-def _part(row: Row, shown: Shown, part: str) -> dict[str, str]:
+def _named(model: str, part: str, bare: bool) -> dict[str, str]:
+    if bare:
+        return {"model": model, "part": part}
+    return {"part": f"{model} {part}" if "." not in part else f"  {part}"}
+
+
+def _part(row: Row, shown: Shown, part: str, bare: bool) -> dict[str, str]:
     found, macs = row.profile, row.profile.by_part.get(part, 0.0)
     params, queries = found.params_by_part.get(part), found.queries.get(part)
     cells = {
-        "part": f"{found.model.name} {part}" if "." not in part else f"  {part}",
+        **_named(found.model.name, part, bare),
         "params (M)": amount(params / 1e6, 2) if params else "",
         "GFLOPs": amount(macs * shown.factor / GIGA, 2),
-        **(_published_part(found, part) if shown.published else {}),
+        **(_published_part(found, part, shown) if shown.published else {}),
         "share": f"{100 * macs / found.macs:.1f} %",
         "queries": f"{queries:.0f}" if queries else "",
     }
@@ -111,18 +120,21 @@ def _part(row: Row, shown: Shown, part: str) -> dict[str, str]:
     return cells
 
 
-def what_if(before: Row, after: Row, shown: Shown) -> Table:
-    """Parts as they are published, and as they would be."""
+def what_if(after: Row, shown: Shown, bare: bool) -> Table:
+    """Parts as they are published, and as they would be; bare for programs, with the model in a column of its own."""
+    before = after.before
+    assert before is not None
     old, new = before.profile.by_part, after.profile.by_part
     parts = [part for part in dict.fromkeys([*old, *new]) if "." not in part]
+    model = before.profile.model.name
     rows = [
-        _beside(f"{before.profile.model.name} {part}", old.get(part, 0.0), new.get(part, 0.0), shown)
+        _beside(part if bare else f"{model} {part}", old.get(part, 0.0), new.get(part, 0.0), shown)
         for part in parts
     ]
     rows.append(_beside("all", before.profile.macs, after.profile.macs, shown))
     millions = [row.profile.params / 1e6 for row in (before, after)]
     rows.append(_cells("parameters (M)", *millions))
-    return rows
+    return [{"model": model, **row} for row in rows] if bare else rows
 
 
 def _beside(name: str, old: float, new: float, shown: Shown) -> dict[str, str]:
@@ -141,29 +153,23 @@ def amount(value: float, decimals: int) -> str:
 
 def roofline(rows: list[Row]) -> Table:
     """A row a part: how many operations a byte, how fast, and how near to what the machine can."""
-    from detrcli.profile.roofline import bounds, measure
-
-    table: Table = []
-    for row in rows:
-        assert row.latency is not None
-        machine = measure(row.latency.device)
-        table += [
-            {
-                "part": f"{row.profile.model.name} {bound.part}",
-                "operations a byte": f"{bound.intensity:.1f}",
-                "GFLOP/s": f"{bound.speed / GIGA:.1f}",
-                "bound by": bound.by,
-                "of the roof": f"{100 * bound.share:.0f} %",
-            }
-            for bound in bounds(row.profile, row.latency, machine)
-            if "." not in bound.part
-        ]
-    return table
+    return [
+        {
+            "part": f"{row.profile.model.name} {bound.part}",
+            "operations a byte": f"{bound.intensity:.1f}",
+            "GFLOP/s": f"{bound.speed / GIGA:.1f}",
+            "bound by": bound.by,
+            "of the roof": f"{100 * bound.share:.0f} %",
+        }
+        for row in rows
+        for bound in row.roof
+        if "." not in bound.part
+    ]
 
 
 def remarks(row: Row, by_part: bool, published: bool) -> Iterator[str]:
     """What no column tells."""
-    from detrcli.profile.published import against_published
+    from detrcli.profile.published import against_published, why_not_compared
 
     found = row.profile
     total = sum(found.tokens)
@@ -176,11 +182,13 @@ def remarks(row: Row, by_part: bool, published: bool) -> Iterator[str]:
     if far:
         differs = ", ".join(f"{d.what} {d.percent:+.1f} %" for d in far)
         yield f"differs from what is published ({differs}): {far[0].why or 'no reason is known'}"
+    if published and (why := why_not_compared(found)):
+        yield f"not beside published GFLOPs: {why}"
 
 
 def document(row: Row, shown: Shown) -> dict[str, Any]:
     """Everything about a model, as plain values; operations already count as asked."""
-    from detrcli.profile.published import against_published
+    from detrcli.profile.published import against_published, why_not_compared
 
     found = row.profile
     return {
@@ -204,10 +212,13 @@ def document(row: Row, shown: Shown) -> dict[str, Any]:
                 "percent": d.percent,
                 "why": d.why,
             }
-            for d in against_published(found)
+            for d in against_published(found, shown.factor)
         ],
+        "not_compared": why_not_compared(found),
         **({"latency": asdict(row.latency)} if row.latency else {}),
         **({"memory": asdict(row.memory)} if row.memory else {}),
+        **({"roofline": [asdict(bound) for bound in row.roof]} if row.roof else {}),
+        **({"before": document(row.before, shown)} if row.before else {}),
     }
 
 

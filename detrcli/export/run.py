@@ -8,6 +8,7 @@ import json
 import math
 import platform
 import re
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -49,6 +50,7 @@ from detrcli.weights.resolve import Choice
 
 WRITERS = {"onnx": onnx.write, "pt2": program.write, "openvino": openvino.write}
 AP_TOLERANCE = {False: 0.001, True: 0.005}  # of AP in 0..1, for full and for half precision
+TRACING = threading.Lock()  # torch traces, and its doors open, for the whole process: exports take turns
 Tell = Callable[[str], None]
 
 
@@ -187,14 +189,14 @@ def export(
     described = describe(subject, request)
     tell("tracing the model")
     graph = Graph(subject.module, request, subject.preprocess, after)
-    with samples_have_shapes(), ops.watched() as calls:
+    with TRACING, samples_have_shapes(), ops.watched() as calls:
         traced = trace(graph, request, subject.preprocess)
     if request.msda == "gather" and not calls:
         tell(f"--msda gather changes nothing: {subject.model.name} has no deformable attention")
     with workplace(out) as folder:
         at = folder / out.name
         tell(f"writing {request.format}")
-        with samples_have_shapes(), types_without_running():
+        with TRACING, samples_have_shapes(), types_without_running():
             write(at, traced, described, out)
         del graph, traced  # their copies of the weights
         tell("running both on the same pictures" if verify else "not verified")

@@ -245,11 +245,12 @@ def _open_openvino(path: Path, place: torch.device) -> tuple[Session, Descriptio
     model = openvino.Core().read_model(path)
     description = parse(model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None, path)
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": _threads()}
+    names = [value.get_any_name() for value in model.outputs]  # compiling may lose them
     compiled = openvino.compile_model(model, "CPU", settings)
 
     def run(images: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        answers = compiled({"images": images.numpy(), "mask": mask.numpy()})
-        return {value.get_any_name(): torch.from_numpy(array.copy()) for value, array in answers.items()}
+        answers = compiled({"images": images.numpy(), "mask": mask.numpy()}).values()
+        return {name: torch.from_numpy(array.copy()) for name, array in zip(names, answers, strict=True)}
 
     return run, description
 

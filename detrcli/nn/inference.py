@@ -16,7 +16,7 @@ from detrcli.types import Detections, Output
 def choose_device(name: str | None = None) -> torch.device:
     """The named device, else `DETR_DEVICE`, else the fastest there is."""
     name = name or os.environ.get("DETR_DEVICE")
-    if name is None or name == "auto":
+    if not name or name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

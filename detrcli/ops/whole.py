@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -15,22 +16,21 @@ from torch import Tensor
 from detrcli.ops.kda import kda_plain
 from detrcli.ops.msda import Shapes, msda_fused_plain
 
-_asked = False
+_asked: ContextVar[bool] = ContextVar("asked", default=False)
 
 
 @contextmanager
 def use() -> Iterator[None]:
-    """Inside the block attention in plain torch is one operator, for the whole process."""
-    global _asked
-    before, _asked = _asked, True
+    """Inside the block attention in plain torch is one operator, in this thread; never for torch.compile."""
+    token = _asked.set(True)
     try:
         yield
     finally:
-        _asked = before
+        _asked.reset(token)
 
 
 def asked() -> bool:
-    return _asked
+    return not torch.compiler.is_dynamo_compiling() and _asked.get()
 
 
 def pairs(sizes: Sequence[int]) -> Shapes:

@@ -69,7 +69,7 @@ def count(
         running = stack.enter_context(
             Running(model, parts, left=lambda part, out: _note_scales(counts, part, out))
         )
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.inference_mode())  # with gradients torch takes attention apart unseen
         stack.enter_context(_Counter(counts, running, extra))
         model(*pictures(batch, size))
     return counts
@@ -125,9 +125,12 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.counts, self.running, self.extra = counts, running, extra
         self.alive = 0
+        self.in_attention = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func._overloadpacket is torch.ops.aten.scaled_dot_product_attention:
+            return self._attention(func, args, kwargs)
         if _comes_apart(func, self.extra):
             with self:
                 return func.decompose(*args, **kwargs)
@@ -138,6 +141,17 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if call is None:
             call = self.known[key] = _call(func, args, kwargs, self.extra)
         return self._book(func, args, call)
+
+    def _attention(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Devices work in tiles, in little more memory than the answer's; on meta it is matrices of queries by keys."""
+        self.in_attention = True
+        try:
+            with self:
+                answer = func.decompose(*args, **kwargs)
+        finally:
+            self.in_attention = False
+        self._track(answer)
+        return answer
 
     def _book(self, func: Any, args: Any, call: _Call) -> Any:
         part, name = self.running.part, str(func._overloadpacket)
@@ -150,8 +164,9 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             queries = args[1].shape[2]  # of places (N, P, Q, 2)
             self.counts.queries[part] = max(self.counts.queries.get(part, 0), queries)
         answer = call.answer()
-        for tensor in answer if isinstance(answer, tuple) else (answer,):
-            self._track(tensor)
+        if not self.in_attention:
+            for tensor in answer if isinstance(answer, tuple) else (answer,):
+                self._track(tensor)
         return answer
 
     def _track(self, tensor: Tensor) -> None:

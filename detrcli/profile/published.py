@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from detrcli.config import assign
 from detrcli.plugins import Model
 from detrcli.profile.formulas import Extra, extras
 from detrcli.profile.run import Profile, profile
-from detrcli.profile.sizes import COCO100, Size, parse_size
+from detrcli.profile.sizes import COCO100, Size, parse_size, written
 
 CLOSE = 2.0  # per cent; what is further needs a reason in the declaration
 
@@ -56,18 +56,43 @@ def of_part(part: str) -> str:
     return f"{part} GFLOPs"
 
 
-def against_published(found: Profile) -> list[Difference]:
-    """Parameters (millions) and GFLOPs, of parts too, where the paper gives them; the profile should have been made
-    `as_its_paper`."""
-    published = found.model.variant.published
+def against_published(found: Profile, factor: int = 1) -> list[Difference]:
+    """Parameters (millions) and GFLOPs (`factor` operations a multiply-add), of parts too, where the paper gives them and
+    they are of what was counted."""
+    model = found.model
+    published = model.variant.published
     if published is None:
         return []
-    rows = [
-        ("parameters (M)", published.params_m, found.params / 1e6),
-        ("GFLOPs", published.gflops, found.macs / 1e9),
-    ]
-    for part, said in published.gflops_by_part.items():
-        rows.append((of_part(part), said, found.by_part.get(part, 0.0) / 1e9))
+    rows: list[tuple[str, float | None, float]] = []
+    declared = _as_declared(model)
+    if model.config in (declared.config, as_its_paper(declared).model.config):
+        rows.append(("parameters (M)", published.params_m, found.params / 1e6))
+    if not why_not_compared(found):
+        billions = [("GFLOPs", published.gflops, found.macs)]
+        for part, said in published.gflops_by_part.items():
+            billions.append((of_part(part), said, found.by_part.get(part, 0.0)))
+        rows += [(what, said and said * factor, ours * factor / 1e9) for what, said, ours in billions]
     return [
         Difference(what, said, ours, published.difference) for what, said, ours in rows if said is not None
     ]
+
+
+def why_not_compared(found: Profile) -> str:
+    """Why published GFLOPs are of something else than was counted; empty where they are not, or where there are none."""
+    published = found.model.variant.published
+    if published is None or (published.gflops is None and not published.gflops_by_part):
+        return ""
+    paper = as_its_paper(_as_declared(found.model))
+    if found.model.config != paper.model.config:
+        return "its paper counted another configuration"
+    if found.size != written(paper.size):
+        return f"its paper counted at {written(paper.size)}, this is {found.size}"
+    if found.extra != paper.extra:
+        return f"its paper counted {', '.join(sorted(paper.extra)) or 'nothing'} besides, not {', '.join(sorted(found.extra)) or 'nothing'}"
+    return ""
+
+
+def _as_declared(model: Model) -> Model:
+    """The model without changes to its configuration."""
+    variants = [variant for variant in model.family.variants if variant.name == model.variant.name]
+    return replace(model, variant=variants[0]) if variants else model

@@ -35,6 +35,7 @@ class Profile:
     tokens: tuple[float, ...]  # positions of each scale, finest first
     queries: dict[str, float]  # by part, those that sample the scales
     unknown: dict[str, int]  # operators that nobody can count, with their calls
+    extra: frozenset[Extra]  # operators that were counted besides the usual ones
 
 
 def build_on_meta(model: Model, num_classes: int | None = None) -> nn.Module:
@@ -69,6 +70,7 @@ def profile(
         tokens=tuple(_mean(scales).values()),
         queries=_mean([({k: float(v) for k, v in c.queries.items()}, n) for c, n in counts]),
         unknown=dict(_most([c for c, _ in counts])),
+        extra=extra,
     )
 
 
@@ -112,6 +114,7 @@ def memory(model: Model, *, size: str | Size = COCO100, batch: int = 1) -> Memor
     module = build_on_meta(model)
     one = TYPICAL if isinstance(size, str) else checked(size)
     peak = count(module, model.family.parts, batch, one).peak
-    training = trained(module) + saved_for_backward(module, batch, one)
+    kept = saved_for_backward(module, batch, one)  # at the end; more may be alive on the way there
+    training = trained(module) + max(kept, peak)
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
     return Memory(batch, one, weights, peak, training)

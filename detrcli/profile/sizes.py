@@ -11,7 +11,8 @@ from detrcli.errors import UsageError
 
 Size = tuple[int, int]  # height, width
 COCO100 = "coco100"
-SMALLEST = 32
+SMALLEST, LARGEST = 32, 1 << 16  # a side; beyond, numbers of bytes leave torch's integers
+DIGITS = 20  # of a side that is read at all
 LOW, HIGH = 32, 64  # sides within the same cell of this grid are counted as one
 
 
@@ -43,9 +44,10 @@ def parse_size(text: str) -> str | Size:
     if text == COCO100:
         return text
     height, by, width = text.lower().partition("x")
-    if not (by and height.isdigit() and width.isdigit()):
+    if not (by and height.isdecimal() and width.isdecimal() and max(len(height), len(width)) <= DIGITS):
         raise UsageError(
-            f"a size is HEIGHTxWIDTH or coco100 (value given: {text!r})", hint="for example: --size 800x1066"
+            f"a size is HEIGHTxWIDTH or coco100 (value given: {text[:60]!r})",
+            hint="for example: --size 800x1066",
         )
     return checked((int(height), int(width)))
 
@@ -57,6 +59,10 @@ def checked(size: str | Size) -> Size:
         raise UsageError(
             f"{size[0]}x{size[1]} is below one cell of the coarsest map ({SMALLEST} px)",
             hint="take a larger --size",
+        )
+    if max(size) > LARGEST:
+        raise UsageError(
+            f"{size[0]}x{size[1]} has a side of more than {LARGEST} px", hint="take a smaller --size"
         )
     return size
 

@@ -427,6 +427,8 @@ def test_each_process_takes_a_gpu_only_where_torch_computes(monkeypatch):
     assert api._device_of_rank(None, "detr/tiny") == api._device_of_rank(None, "a.pt2") == "cuda:1"
     assert api._device_of_rank(None, "a.onnx") is None
     assert api._device_of_rank("cuda", "a.onnx") == "cuda:1"
+    monkeypatch.setenv("DETR_DEVICE", "")
+    assert api._device_of_rank(None, "a.onnx") is None
 
 
 def test_onnx_runtime_takes_the_gpu_that_is_named():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import numpy as np
@@ -161,6 +162,11 @@ def test_half_precision_halves_the_file_and_keeps_the_detections(make, family):
     assert half.report.judged("median")["boxes"] <= 0.005
 
 
+def test_openvino_in_16_bits_has_the_names_that_compiling_loses(make):
+    pytest.importorskip("openvino")
+    assert make("detr", ".xml", half=True).report.passed
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("model", detrcli.list_models("*/tiny"))
 def test_every_model_computes_in_16_bits(model):
@@ -174,6 +180,19 @@ def test_every_model_computes_in_16_bits(model):
     assert found.logits.dtype == torch.float16
     assert (found.logits.sigmoid() - expected.logits.sigmoid()).abs().median() < 0.01
     assert (found.boxes.float() - expected.boxes).abs().median() < 0.01
+
+
+def test_two_exports_take_turns_while_a_third_thread_trains(tmp_path):
+    def export(name):
+        return detrcli.export("deformable_detr/tiny", tmp_path / name, weights="random", verify=False)
+
+    before, net = ops.mode_now(), detrcli.create_model("deformable_detr/tiny").train()
+    with ThreadPoolExecutor(2) as pool:
+        exports = [pool.submit(export, name) for name in ("a.onnx", "b.onnx")]
+        while not all(one.done() for one in exports):
+            net(*batch((64, 96))).logits.sum().backward()
+    assert all(one.result().file.exists() for one in exports)
+    assert ops.mode_now() == before
 
 
 def test_what_openvino_does_not_read_is_said(tmp_path):

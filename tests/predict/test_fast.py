@@ -39,3 +39,5 @@ def test_a_device_that_is_not_there_is_refused_and_the_environment_chooses(monke
             choose_device(name)
     monkeypatch.setenv("DETR_DEVICE", "cpu")
     assert choose_device() == torch.device("cpu")
+    monkeypatch.setenv("DETR_DEVICE", "")
+    assert choose_device() == choose_device("auto")

@@ -48,9 +48,18 @@ def test_csv_and_markdown_hold_the_same_table(detr):
         line.strip("| ").split(" | ") for line in detr(*TINY, "--by-part", "--markdown").out.splitlines()
     ]
     assert len(rows) == len(marked) - 1
-    assert rows[0][:3] == ["part", "params (M)", "GFLOPs"]
-    assert rows[1][0] == marked[2][0] == "detr/tiny backbone"
-    assert all(float(cost) > 0 for _, _, cost, *_ in rows[1:]), "a small model costs something, too"
+    assert rows[0][1:] == marked[0]
+    assert rows[0][:4] == ["model", "part", "params (M)", "GFLOPs"]
+    assert " ".join(rows[1][:2]) == marked[2][0] == "detr/tiny backbone"
+    assert all(float(cost) > 0 for _, _, _, cost, *_ in rows[1:]), "a small model costs something, too"
+
+
+@pytest.mark.parametrize("what", [("--by-part",), ("--what-if", "--set", "heads=2")], ids=str)
+def test_csv_of_two_models_is_one_table(detr, what):
+    out = detr(*TINY, "-m", "d2etr/tiny", *what, "--csv").out
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert {row["model"] for row in rows} == {"detr/tiny", "d2etr/tiny"}
+    assert out.count("model,") == 1
 
 
 def test_two_models_take_turns_and_are_compared(detr):
@@ -79,10 +88,20 @@ def test_models_alternate_run_by_run(monkeypatch):
 def test_what_if_shows_before_and_after(detr):
     out = detr(*TINY, "--what-if", "--set", "num_queries=200", "--csv").out
     rows = {row["what"]: row for row in csv.DictReader(io.StringIO(out))}
-    assert float(rows["detr/tiny decoder GFLOPs"]["changed"]) > float(
-        rows["detr/tiny decoder GFLOPs"]["as published"]
-    )
-    assert rows["detr/tiny backbone GFLOPs"]["difference"] == "+0.0 %"
+    assert float(rows["decoder GFLOPs"]["changed"]) > float(rows["decoder GFLOPs"]["as published"])
+    assert rows["backbone GFLOPs"]["difference"] == "+0.0 %"
+
+
+def test_json_has_what_was_tried_and_the_roof(detr):
+    said = detr(*TINY, "--what-if", "--set", "num_queries=200", "--roofline", "--json")
+    found = json.loads(said.out)
+    (model,) = found["models"]
+    assert found["settings"] == {"num_queries": 200}
+    before, after = (one["flops_by_part"]["decoder"] for one in (model["before"], model))
+    assert after > before > 0
+    roof = {bound["part"]: bound for bound in model["roofline"]}
+    assert roof["backbone"]["by"] in ("arithmetic", "memory")
+    assert roof["decoder"]["intensity"] > 0
 
 
 def test_published_numbers_stand_beside_ours_at_the_papers_sizes(detr):
@@ -112,6 +131,32 @@ def test_published_numbers_of_parts_stand_beside_them_and_a_difference_has_its_r
     assert "differs from" not in plain.err
 
 
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        (("--size", "64x64"), "counted at coco100, this is 64x64"),
+        (("--set", "num_queries=200"), "another configuration"),
+        (("--also", "norms"), "counted nothing besides, not norms"),
+    ],
+    ids=str,
+)
+def test_published_numbers_are_not_beside_counts_of_something_else(detr, asked, why):
+    args = ("profile", "-m", "detr/r50", "--compare-published", *asked)
+    said = detr(*args).err
+    assert why in " ".join(said.split())
+    assert "differs from" not in said
+    (model,) = json.loads(detr(*args, "--json").out)["models"]
+    assert why in model["not_compared"]
+    assert "GFLOPs" not in {row["what"] for row in model["published"]}
+
+
+def test_published_gflops_count_as_often_as_ours(detr):
+    args = ("profile", "-m", "detr/r50", "--compare-published", "--flops-per-mac")
+    once, twice = (next(csv.DictReader(io.StringIO(detr(*args, n, "--csv").out))) for n in ("1", "2"))
+    assert once["published GFLOPs"].startswith("86 (")
+    assert twice["published GFLOPs"] == once["published GFLOPs"].replace("86", "172")
+
+
 def test_the_roof_is_arithmetic_or_memory():
     model = resolve("detr/tiny")
     found = profile(model, size=(64, 64))
@@ -133,7 +178,10 @@ def test_the_roof_is_arithmetic_or_memory():
         (("--also", "magic"), "'magic'"),
         (("--what-if",), "--set"),
         (("--plot", "a.gif"), ".svg"),
-        (("--plot", "-", "--json"), "stdout"),
+        (("--plot", "-", "--json"), "--json has stdout"),
+        (("--plot", "-", "--csv"), "--csv has stdout"),
+        (("--plot", "-", "--markdown"), "--markdown has stdout"),
+        (("--plot", "a.svg", "--set", "num_queries=9"), "--set does not have"),
     ],
     ids=str,
 )

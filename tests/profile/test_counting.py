@@ -17,7 +17,7 @@ from detrcli.errors import UsageError
 from detrcli.plugins import resolve
 from detrcli.profile import sizes as profiling
 from detrcli.profile.counting import count
-from detrcli.profile.memory import saved_for_backward
+from detrcli.profile.memory import saved_for_backward, trained
 from detrcli.profile.run import build_on_meta, memory, profile
 from detrcli.profile.sizes import coco100_sizes, parse_size
 
@@ -104,7 +104,9 @@ def test_grouping_the_hundred_sizes_changes_nothing_that_is_printed():
     assert profile(model).macs == pytest.approx(mean, rel=1e-3)
 
 
-@pytest.mark.parametrize("text", ["800", "0x0", "16x800", "800xwide", ""])
+@pytest.mark.parametrize(
+    "text", ["800", "0x0", "16x800", "800xwide", "", "²x64", "9" * 5000 + "x64", "10000000x10000000"]
+)
 def test_sizes_that_mean_nothing_are_refused(text):
     with pytest.raises(UsageError):
         parse_size(text)
@@ -214,6 +216,22 @@ def test_what_the_backward_pass_needs_is_counted_once():
     linear = Wrap(nn.Linear(W, 10), lambda m, x: (m(x) ** 2).sum()).to("meta")
     # the input of the linear layer is kept for its weight, its answer for the square; the weight is a parameter
     assert saved_for_backward(linear, 1, (H, W)) == 4 * (3 * H * W + 3 * H * 10)
+
+
+def test_attention_takes_little_more_than_its_answer():
+    attend = Wrap(nn.Identity(), lambda m, x: F.scaled_dot_product_attention(x, x, x))
+    found = count(attend, {}, 1, (40 * H, W))
+    assert found.total == 2 * 3 * (40 * H) ** 2 * W
+    pictures = 40 * H * W * (3 * 4 + 1)
+    assert found.peak == pictures + 3 * 40 * H * W * 4
+    tall = memory(resolve("detr/tiny"), size=(640, 640))
+    assert tall.inference < 2**26, "measured on a CPU: 54 MiB"
+
+
+def test_training_holds_at_least_what_predicting_does(monkeypatch):
+    monkeypatch.setattr("detrcli.profile.run.saved_for_backward", lambda *_: 0)  # as if all were frozen
+    found = memory(model := resolve("detr/tiny"), size=(64, 64))
+    assert found.training == trained(build_on_meta(model)) + found.inference
 
 
 def test_memory_of_training_covers_weights_gradients_and_moments():
