@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from detrcli.ops import checks, whole
-from detrcli.ops.dispatch import Backend, Mode, Sizes, backend, mode_now, use, watched
+from detrcli.ops.dispatch import Backend, Mode, Sizes, backend, use, watched
 from detrcli.ops.kda import kda_plain
 from detrcli.ops.msda import Shapes, msda_fused_plain, msda_plain, sample_gather, sample_grid
 from detrcli.ops.normalise import normalise
@@ -23,7 +23,6 @@ __all__ = [
     "Shapes",
     "backend",
     "kda",
-    "mode_now",
     "msda",
     "msda_fused",
     "normalise",

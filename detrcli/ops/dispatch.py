@@ -1,6 +1,6 @@
 """Which implementation answers: the native wheel where it can, plain torch everywhere else, and the reason for it.
 
-`DETR_OPS` sets the mode for a process, `use` for a block of code in a thread, `form=` for one call:
+`DETR_OPS` sets the mode for a process, `use` for a block of code, `form=` for one call:
 
     auto       native where the wheel has kernels for the device and the sizes, else reference
     native     native, or an error that says what is missing
@@ -14,10 +14,8 @@ import importlib
 import importlib.metadata
 import logging
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Final, Literal, NamedTuple, cast
 
 import torch
@@ -79,11 +77,8 @@ def find_wheel() -> Wheel:
 wheel = find_wheel()
 if wheel.cpu is None:
     logger.info("deformable attention runs in plain torch: %s", wheel.reason)
-_default = (os.environ.get("DETR_OPS") or "auto").lower()
-_chosen: ContextVar[Mode | None] = ContextVar("chosen", default=None)
-_opened: list[Mode] = []  # of all threads, for torch.compile: not every version of it traces a ContextVar
-_closing = threading.Lock()
-_calls: ContextVar[list[str] | None] = ContextVar("calls", default=None)
+_mode = (os.environ.get("DETR_OPS") or "auto").lower()
+_calls: list[str] | None = None
 
 
 def checked_mode(mode: str) -> Mode:
@@ -92,46 +87,33 @@ def checked_mode(mode: str) -> Mode:
     return cast(Mode, mode)
 
 
-def mode_now() -> Mode:
-    """What is asked for here: by the innermost `use`, else by the environment."""
-    if torch.compiler.is_dynamo_compiling():
-        return checked_mode(_opened[-1] if _opened else _default)
-    return checked_mode(_chosen.get() or _default)
-
-
 @contextmanager
 def use(mode: Mode) -> Iterator[None]:
-    """Answer with `mode` inside the block, in this thread; what torch.compile compiles meanwhile, in all."""
-    token = _chosen.set(checked_mode(mode))
-    _opened.append(mode)
+    """Answer with `mode` inside the block, for the whole process."""
+    global _mode
+    before, _mode = _mode, checked_mode(mode)
     try:
         yield
     finally:
-        with _closing:  # the innermost of its kind; another thread's is as good
-            del _opened[len(_opened) - 1 - _opened[::-1].index(mode)]
-        _chosen.reset(token)
+        _mode = before
 
 
 @contextmanager
 def watched() -> Iterator[list[str]]:
-    """The kinds of devices of this thread's calls inside the block: empty where no operator was called."""
-    calls: list[str] = []
-    token = _calls.set(calls)
+    """The kinds of devices of the calls inside the block, for the whole process: empty where no operator was called."""
+    global _calls
+    before, _calls = _calls, []
     try:
-        yield calls
+        yield _calls
     finally:
-        _calls.reset(token)
-
-
-def _note(kind: str) -> None:
-    if not torch.compiler.is_dynamo_compiling() and (calls := _calls.get()) is not None:
-        calls.append(kind)
+        _calls = before
 
 
 def backend(device: torch.device | str, form: Mode | None = None, sizes: Sizes | None = None) -> Backend:
     """What answers on this device, calls of these sizes, and why."""
-    _note(torch.device(device).type)
-    mode = mode_now() if form is None else checked_mode(form)
+    if _calls is not None:
+        _calls.append(torch.device(device).type)
+    mode = checked_mode(_mode if form is None else form)
     if mode == "reference" or mode == "gather":
         return Backend(mode, "asked for")
     reason = missing(device, sizes)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from detrcli import ops
 from detrcli.errors import UsageError, nearest
 from detrcli.nn.backbone import Backbone
 from detrcli.nn.swin import SwinBody
@@ -65,14 +63,7 @@ class _Recomputed:
             kept = [
                 list(a) if isinstance(a, list) else a for a in args
             ]  # the caller's own may grow before then
-            mode = ops.mode_now()  # on a GPU the backward pass runs in threads of torch's
-            return checkpoint(
-                self.forward,
-                *kept,
-                use_reentrant=False,
-                context_fn=lambda: (nullcontext(), ops.use(mode)),
-                **kwargs,
-            )
+            return checkpoint(self.forward, *kept, use_reentrant=False, **kwargs)
         return self.forward(*args, **kwargs)
 
 

@@ -6,7 +6,6 @@ import importlib.metadata
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from detrcli import ops
 from detrcli.errors import DetrError, UsageError
-from detrcli.ops import dispatch, whole
+from detrcli.ops import dispatch
 from tests.ops.cases import KINDS, make_case
 
 ABSENT = dispatch.Wheel(None, None, "detrcli-ops is not installed (pip install detrcli-ops)")
@@ -105,31 +104,6 @@ def test_a_mode_can_be_asked_for_by_block_and_by_call() -> None:
         assert ops.backend("cpu").name == "gather"
         assert ops.backend("cpu", "reference").name == "reference"
     assert ops.backend("cpu", "gather") == ("gather", "asked for")
-
-
-def test_a_block_is_one_threads_own() -> None:
-    def other() -> tuple[str, bool]:
-        return ops.backend("meta", sizes=None).name, whole.asked()
-
-    with ThreadPoolExecutor(1) as pool:
-        with ops.use("gather"), whole.use(), ops.watched() as calls:
-            assert pool.submit(other).result() == ("reference", False)
-            assert other() == ("gather", True)
-        assert calls == ["meta"]
-        ours, theirs = ops.use("gather"), ops.use("reference")  # the first ends first
-        ours.__enter__()
-        pool.submit(theirs.__enter__).result()
-        ours.__exit__(None, None, None)
-        pool.submit(theirs.__exit__, None, None, None).result()
-        assert ops.mode_now() == pool.submit(ops.mode_now).result() == "auto"
-
-
-def test_what_is_compiled_answers_as_the_block_says() -> None:
-    compiled = torch.compile(lambda x: (x, ops.backend("cpu").name), fullgraph=True, backend="eager")
-    with ops.use("reference"), ops.use("gather"):
-        with ops.use("reference"):
-            assert compiled(torch.zeros(1))[1] == "reference"
-        assert compiled(torch.zeros(1))[1] == "gather"
 
 
 def test_an_unknown_mode_is_a_usage_error() -> None:
