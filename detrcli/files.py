@@ -11,6 +11,16 @@ from pathlib import Path
 from detrcli.errors import DetrError
 
 
+def check_writable(path: Path) -> None:
+    """Tell before long work that its file cannot be written there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file to write in place of `path`, which it becomes on leaving; on failure the old file stays as it was.

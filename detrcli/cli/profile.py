@@ -223,6 +223,7 @@ def _about(countings: list[Counting], shown: profile_tables.Shown, batch: int) -
 def _refuse_plot(path: Path, changed: bool, whole_stdout: dict[str, bool]) -> None:
     """Before minutes of counting."""
     from detrcli.errors import UsageError
+    from detrcli.files import check_writable
 
     if changed:
         raise UsageError(
@@ -232,6 +233,8 @@ def _refuse_plot(path: Path, changed: bool, whole_stdout: dict[str, bool]) -> No
     taken = [option for option, given in whole_stdout.items() if given]
     if str(path) == "-" and taken:
         raise UsageError(f"{taken[0]} has stdout for itself", hint="--plot FILE.svg")
+    if str(path) != "-":
+        check_writable(path)
 
 
 def _plot(rows: list[Row], path: Path) -> None:

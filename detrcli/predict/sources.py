@@ -76,7 +76,7 @@ def expand(
     closed = _folders(leave_out)
     for number, source in enumerate(sources):
         if isinstance(source, str) and source == "-":
-            yield from _piped(sys.stdin.buffer, recursive, closed)
+            yield from _piped(_stdin(), recursive, closed)
         elif isinstance(source, (str, os.PathLike)):
             yield from _named(os.fspath(source), recursive, closed)
         else:
@@ -190,6 +190,14 @@ def _folders(paths: Iterable[str | Path]) -> set[Folder]:
             status = os.stat(path)
             found.add((status.st_dev, status.st_ino))
     return found
+
+
+def _stdin() -> BinaryIO:
+    """Standard input by a reader of our own: Python aborts when it ends while a thread still waits in that of `sys.stdin`."""
+    try:
+        return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+    except (OSError, AttributeError):  # not of this process
+        return sys.stdin.buffer
 
 
 def _piped(stream: BinaryIO, recursive: bool, closed: set[Folder]) -> Iterator[Input]:

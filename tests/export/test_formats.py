@@ -182,6 +182,7 @@ def test_every_model_computes_in_16_bits(model):
     assert (found.boxes.float() - expected.boxes).abs().median() < 0.01
 
 
+@pytest.mark.long
 def test_two_exports_take_turns_while_a_third_thread_trains(tmp_path):
     def export(name):
         return detrcli.export("deformable_detr/tiny", tmp_path / name, weights="random", verify=False)

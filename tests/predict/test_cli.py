@@ -247,8 +247,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(run, pictures, tmp_path):
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_leaves_whole_files(run, pictures, tmp_path, name, code):
     """Records are in the files as they come, and the documents are closed however the process is told to end."""
-    if not hasattr(signal, name):
-        pytest.skip(f"no {name} on this system")
+    number = getattr(signal, name)
     command = [
         sys.executable,
         "-m",
@@ -260,11 +259,17 @@ def test_a_signal_leaves_whole_files(run, pictures, tmp_path, name, code):
     ]
     command += ["--conf", "0", "--top", "2", "--format", "json,coco,csv", "--out", "out"]
     env = os.environ | {"DETR_RUNS": "runs", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as child:
+
+    def heard() -> None:  # under nohup SIGHUP would be passed over, and rightly
+        signal.signal(number, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    ) as child:
         growing, until = tmp_path / "out" / "predictions.csv", time.monotonic() + 60
         while not (growing.exists() and "one.png" in growing.read_text()) and time.monotonic() < until:
             time.sleep(0.05)
-        child.send_signal(getattr(signal, name))
+        child.send_signal(number)
         said = child.stderr.read()
         assert child.wait(60) == code, said
     assert "Traceback" not in said
@@ -274,3 +279,28 @@ def test_a_signal_leaves_whole_files(run, pictures, tmp_path, name, code):
     assert done - 1 <= others <= done  # the last record may not have come to all of them
     assert 2 * done - 2 <= len(json.loads((tmp_path / "out" / "coco_results.json").read_text())) <= 2 * done
     assert 2 * done - 2 <= len(growing.read_text().splitlines()) - 1 <= 2 * done
+
+
+def test_a_signal_ends_what_waits_for_more_names(run, pictures, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "detrcli",
+        "predict",
+        "-",
+        "-m",
+        "detr/tiny",
+        "--conf",
+        "0",
+        "--out",
+        "-",
+    ]
+    env = os.environ | {"DETR_RUNS": "runs", "OMP_NUM_THREADS": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, text=True, **pipes) as child:
+        child.stdin.write(f"{pictures / 'one.png'}\n")
+        child.stdin.flush()
+        assert "one.png" in child.stdout.readline()
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(60) == 143
+        assert "Fatal" not in child.stderr.read()
