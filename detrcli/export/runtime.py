@@ -20,7 +20,7 @@ from detrcli.export.description import KEY, SUFFIXES, Description, Format, parse
 from detrcli.export.plan import RUNS, check_software
 from detrcli.export.shortcuts import samples_have_shapes
 from detrcli.nn.inference import choose_device
-from detrcli.nn.speed import choose_threads, levers
+from detrcli.nn.speed import threads
 from detrcli.plugins import resolve
 from detrcli.predict.run import Predictor
 from detrcli.types import Detections, Output
@@ -204,7 +204,7 @@ def _open_onnx(path: Path, place: torch.device) -> tuple[Session, Description]:
         description = parse(metadata.description_in(file), path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; they are raised as well
-    options.intra_op_num_threads = _threads()
+    options.intra_op_num_threads = threads()
     session = onnxruntime.InferenceSession(path, options, providers=providers(place))
     names = [value.name for value in session.get_outputs()]
 
@@ -235,16 +235,12 @@ def _open_program(path: Path, place: torch.device) -> tuple[Session, Description
     return run, description
 
 
-def _threads() -> int:
-    return choose_threads() if "threads" in levers() else torch.get_num_threads()
-
-
 def _open_openvino(path: Path, place: torch.device) -> tuple[Session, Description]:
     import openvino
 
     model = openvino.Core().read_model(path)
     description = parse(model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None, path)
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": _threads()}
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads()}
     names = [value.get_any_name() for value in model.outputs]  # compiling may lose them
     compiled = openvino.compile_model(model, "CPU", settings)
 

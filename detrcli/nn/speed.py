@@ -57,8 +57,7 @@ def fastest(model: nn.Module) -> nn.Module:
     if any(tensor.device.type == "cpu" for tensor in shared.values()):
         if "allocator" in chosen:
             keep_memory()
-        if "threads" in chosen:
-            choose_threads()
+        threads()
     model = copy.deepcopy(model, shared).eval()
     if "fold" in chosen:
         fold_frozen_norms(model)
@@ -113,6 +112,11 @@ def keep_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     taken = [mallopt(option, value) for option, value in _MALLOPT.values()]
     return all(taken)
+
+
+def threads() -> int:
+    """Those that inference takes."""
+    return choose_threads() if "threads" in levers() else torch.get_num_threads()
 
 
 def choose_threads(workers: int = 0) -> int:

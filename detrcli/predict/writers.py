@@ -51,9 +51,7 @@ class _Names:
 
     def __init__(self) -> None:
         self.taken: set[str] = set()
-        self.numbers: dict[
-            str, int
-        ] = {}  # the last one given to each name, so that many of one name take no search
+        self.numbers: dict[str, int] = {}  # the last given to each name: many of one name take no search
 
     def unlike(self, first: str) -> str:
         """This name, with a number where it has been given out before."""

@@ -15,13 +15,11 @@ from detrcli.errors import CheckpointError, UsageError, typed, unknown
 from detrcli.files import replacing
 from detrcli.plugins import models, resolve
 from detrcli.plugins.registry import Model, fold
-from detrcli.types import Categories
 from detrcli.version import __version__
 from detrcli.weights import file, keymap
 from detrcli.weights.fingerprint import fingerprint
-from detrcli.weights.labels import beside, named_in
 from detrcli.weights.ledger import sha256_of
-from detrcli.weights.load import NATIVE, LoadReport, count_classes, fit, load_state
+from detrcli.weights.load import NATIVE, LoadReport, classes_of_others, count_classes, fit, load_state
 from detrcli.weights.metadata import Metadata
 from detrcli.weights.resolve import is_family
 
@@ -59,7 +57,7 @@ def to_native(source: Path, out: Path, model: str | None = None) -> Converted:
         num_classes=count,
         config=to_plain(chosen.config),
         preprocess=chosen.variant.preprocess,
-        categories=_stated(source, count) or classes_for(count),
+        categories=classes_of_others(source, count) or classes_for(count),
         made={
             "converted_from": {"file": source.name, "sha256": sha256_of(source), "layout": report.layout},
             "detrcli": __version__,
@@ -68,11 +66,6 @@ def to_native(source: Path, out: Path, model: str | None = None) -> Converted:
     )
     file.save(out, module.state_dict(), metadata)
     return Converted(out, chosen.name, count, report)
-
-
-def _stated(source: Path, count: int) -> Categories | None:
-    config = beside(source)
-    return named_in(config, count) if config else None
 
 
 def to_layout(source: Path, out: Path, layout: str) -> Converted:

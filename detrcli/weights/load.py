@@ -19,7 +19,7 @@ from detrcli.plugins.contract import Family, Variant
 from detrcli.plugins.registry import Model
 from detrcli.types import Categories
 from detrcli.weights import file, keymap
-from detrcli.weights.hub import companion, fetch
+from detrcli.weights.hub import Reference, companion, fetch
 from detrcli.weights.keymap import KeyMap, Mapped
 from detrcli.weights.labels import CONFIG, beside, named_in
 from detrcli.weights.metadata import Metadata
@@ -89,12 +89,10 @@ def load_weights(
         source = choose(model.name, str(source))
     tensors, metadata = read(source, offline=offline)
     check_untold(metadata, model, str(source.source))
-    family, config = model.family, model.variant.config
-    pair = None
-    if classes is not None:
-        count = count_classes(tensors, family, config, len(classes), module)
-        pair = (classes_in(source, metadata, count, offline=offline), classes)
-    return load_state(module, tensors, family, config, classes=pair, source=str(source.source))
+    pair = pair_of(source, tensors, metadata, module, model, classes, offline=offline)
+    return load_state(
+        module, tensors, model.family, model.variant.config, classes=pair, source=str(source.source)
+    )
 
 
 def read(choice: Choice, *, offline: bool = False) -> tuple[dict[str, Tensor], Metadata | None]:
@@ -103,14 +101,28 @@ def read(choice: Choice, *, offline: bool = False) -> tuple[dict[str, Tensor], M
     return file.load(path)
 
 
-def classes_in(
-    choice: Choice, said: Metadata | None, count: int, *, offline: bool = False
-) -> Categories | None:
-    """The classes of weights that were read: as they say themselves or, of others, as the configuration beside them names so
-    many; COCO's where their number says so."""
+def pair_of(
+    choice: Choice,
+    tensors: Mapping[str, Tensor],
+    said: Metadata | None,
+    module: nn.Module,
+    model: Model,
+    classes: Categories | None,
+    *,
+    offline: bool = False,
+) -> tuple[Categories | None, Categories] | None:
+    """The classes of weights that were read and those of the module, where rows may go over by name."""
+    if classes is None:
+        return None
     if said is not None:
-        return said.categories
-    source = choice.source
+        return said.categories, classes
+    count = count_classes(tensors, model.family, model.config, len(classes), module)
+    return classes_of_others(choice.source, count, offline=offline), classes
+
+
+def classes_of_others(source: Path | Reference, count: int, *, offline: bool = False) -> Categories | None:
+    """The classes of weights that do not say: those that the configuration beside them names, if they are so many; COCO's where
+    their number says so."""
     config = beside(source) if isinstance(source, Path) else companion(source, CONFIG, offline=offline)
     return (named_in(config, count) if config else None) or coco_of(count)
 

@@ -14,7 +14,7 @@ from detrcli.errors import CheckpointError, UsageError
 from detrcli.plugins.contract import Preprocess
 from detrcli.plugins.registry import Model
 from detrcli.types import Categories
-from detrcli.weights.load import LoadReport, classes_in, count_classes, load_state, read
+from detrcli.weights.load import LoadReport, classes_of_others, count_classes, load_state, read
 from detrcli.weights.metadata import Metadata
 from detrcli.weights.resolve import Choice
 
@@ -42,10 +42,11 @@ def open_weights(choice: Choice, *, offline: bool = False) -> Opened:
     count = said.num_classes if said else _count(tensors, model)
     module = model.build(count)
     report = load_state(module, tensors, model.family, model.config, source=str(choice.source))
+    stated = said.categories if said else classes_of_others(choice.source, count, offline=offline)
     return Opened(
         model=model,
         module=module,
-        categories=classes_in(choice, said, count, offline=offline) or classes_for(count),
+        categories=stated or classes_for(count),
         preprocess=said.preprocess if said else model.variant.preprocess,
         said=said,
         report=report,

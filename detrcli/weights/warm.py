@@ -13,16 +13,7 @@ from torch import Tensor, nn
 from detrcli.errors import CheckpointError, UsageError
 from detrcli.plugins.registry import Model, resolve
 from detrcli.types import Categories
-from detrcli.weights.load import (
-    LoadReport,
-    check_untold,
-    classes_in,
-    count_classes,
-    fit,
-    load_state,
-    owner,
-    read,
-)
+from detrcli.weights.load import LoadReport, check_untold, fit, load_state, owner, pair_of, read
 from detrcli.weights.resolve import Choice, choose, is_family
 
 SHOWN = 10  # classes named
@@ -66,10 +57,7 @@ def warm_start(
     choice = _choose(model, str(source))
     tensors, said = read(choice, offline=offline)
     family, config = model.family, model.variant.config
-    pair = None
-    if classes is not None:
-        count = count_classes(tensors, family, config, len(classes), module)
-        pair = (classes_in(choice, said, count, offline=offline), classes)
+    pair = pair_of(choice, tensors, said, module, model, classes, offline=offline)
     if choice.model.family.name == family.name:
         check_untold(said, model, str(choice.source))
     donor = family.donors.get(resolve(said.model).family.name) if said else _donor_of(module, tensors, model)

@@ -215,22 +215,12 @@ def test_without_weights_the_ways_on_are_named(pictures, tmp_path):
         assert way in ended.err
 
 
+PIPED = [sys.executable, *["-m", "detrcli", "predict", "-", "-m", "detr/tiny", "--conf", "0", "--out", "-"]]
+
+
 def test_a_reader_that_goes_away_ends_it_quietly(run, pictures, tmp_path):
     names = f"{pictures}/one.png\n" * 400
-    command = [
-        sys.executable,
-        "-m",
-        "detrcli",
-        "-q",
-        "predict",
-        "-",
-        "-m",
-        "detr/tiny",
-        "--conf",
-        "0",
-        "--out",
-        "-",
-    ]
+    command = [*PIPED[:3], "-q", *PIPED[3:]]
     env = os.environ | {"DETR_RUNS": "runs", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, cwd=tmp_path, env=env, text=True,
@@ -282,22 +272,9 @@ def test_a_signal_leaves_whole_files(run, pictures, tmp_path, name, code):
 
 
 def test_a_signal_ends_what_waits_for_more_names(run, pictures, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "detrcli",
-        "predict",
-        "-",
-        "-m",
-        "detr/tiny",
-        "--conf",
-        "0",
-        "--out",
-        "-",
-    ]
     env = os.environ | {"DETR_RUNS": "runs", "OMP_NUM_THREADS": "1"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=tmp_path, env=env, text=True, **pipes) as child:
+    with subprocess.Popen(PIPED, cwd=tmp_path, env=env, text=True, **pipes) as child:
         child.stdin.write(f"{pictures / 'one.png'}\n")
         child.stdin.flush()
         assert "one.png" in child.stdout.readline()
